@@ -1,0 +1,1 @@
+"""Attacks: how to search inside a threat model."""

@@ -1,0 +1,153 @@
+"""Norm balls around the input, within a box of valid values: the additive threat models.
+
+Shapes: x and z (B, *X) with any *X. The radius is in the input's own units (images: [0, 1]).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparring import geometry
+from sparring.noise import Noise
+from sparring.types import take
+
+
+@dataclass(frozen=True)
+class Ball(ABC):
+    """{z : ||z|| <= radius, low <= x + z <= high, z = 0 outside the mask}.
+
+    radius: number > 0, or (B,), in input units; infinite for an attack without a bound.
+    low, high: the box of valid values, numbers or tensors that broadcast against x; None for no box.
+    mask: bool (1, *X) or (B, *X), True where the input may change; None for everywhere.
+
+    Projection: into the ball, then into the box. The result lies in both, since clipping towards a box that contains
+    x never lengthens z; it is the point that the published attacks use, for L2 not always the nearest one.
+    A new norm says four things: how long, how to shrink, where is up, and how to draw at random.
+    """
+
+    radius: float | Tensor
+    low: float | Tensor | None = 0.0
+    high: float | Tensor | None = 1.0
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        smallest = self.radius.min().item() if isinstance(self.radius, Tensor) else self.radius
+        if not smallest > 0:
+            raise ValueError(f"radius must be > 0, in input units such as 8/255; got {smallest}")
+        if isinstance(self.radius, Tensor) and self.radius.ndim > 1:
+            raise ValueError(f"radius must be a number or (B,); got shape {tuple(self.radius.shape)}")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, (1, *X) or (B, *X); got {self.mask.dtype}")
+
+    @abstractmethod
+    def _norm(self, z: Tensor) -> Tensor:
+        """(B,) length of z."""
+
+    @abstractmethod
+    def _shrink(self, z: Tensor) -> Tensor:
+        """The nearest point of the ball, a new tensor."""
+
+    @abstractmethod
+    def _steepest(self, grad: Tensor) -> Tensor:
+        """The direction of length 1 along which a linear function with this gradient grows most."""
+
+    @abstractmethod
+    def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
+        """A uniform draw from the ball of radius 1."""
+
+    def null(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def sample(self, x: Tensor, noise: Noise) -> Tensor:
+        if not torch.isfinite(torch.as_tensor(self.radius)).all():
+            raise ValueError("a random start needs a finite radius; start an unbounded attack at `null`")
+        return self.project(x, self._uniform(noise, x) * geometry.per_example(self.radius, x))
+
+    def apply(self, x: Tensor, z: Tensor) -> Tensor:
+        return x + z
+
+    def realize(self, x: Tensor, z: Tensor) -> Tensor:
+        return self._clip(x + z)  # the clip takes away rounding only
+
+    def project(self, x: Tensor, z: Tensor) -> Tensor:
+        z = self._shrink(self._masked(z))
+        return z if self.low is None and self.high is None else self._clip(z.add_(x)).sub_(x)
+
+    def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
+        return self._steepest(self._masked(grad))
+
+    def size(self, x: Tensor, z: Tensor) -> Tensor:
+        return self._norm(z)
+
+    def valid(self, x: Tensor, adversarial: Tensor) -> Tensor:
+        kept = adversarial.isfinite() & (adversarial == self._clip(adversarial.clone()))
+        if self.mask is not None:
+            kept &= self.mask | (adversarial == x)
+        return kept.flatten(1).all(1)
+
+    def take(self, index: Tensor) -> Ball:
+        radius, mask = self.radius, self.mask
+        if isinstance(radius, Tensor) and radius.ndim == 1:
+            radius = take(radius, index)
+        if mask is not None and mask.shape[0] > 1:
+            mask = take(mask, index)
+        return self if radius is self.radius and mask is self.mask else replace(self, radius=radius, mask=mask)
+
+    def _clip(self, v: Tensor) -> Tensor:
+        """Into the box, in place."""
+        return v if self.low is None and self.high is None else v.clamp_(self.low, self.high)  # type: ignore[arg-type]
+
+    def _masked(self, z: Tensor) -> Tensor:
+        return z if self.mask is None else z * self.mask
+
+
+@dataclass(frozen=True)
+class Linf(Ball):
+    """Every entry may change by at most `radius`.
+
+    >>> Linf(8 / 255).size(torch.zeros(1, 3), torch.tensor([[0.0, -0.03, 0.01]]))
+    tensor([0.0300])
+    """
+
+    def _norm(self, z: Tensor) -> Tensor:
+        return geometry.linf_norm(z)
+
+    def _shrink(self, z: Tensor) -> Tensor:
+        return geometry.shrink_linf(z, self.radius)
+
+    def _steepest(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
+        return geometry.uniform_linf(noise, like)
+
+
+@dataclass(frozen=True)
+class L2(Ball):
+    """The Euclidean length of the change is at most `radius`.
+
+    >>> L2(0.5).steepest(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
+    def _norm(self, z: Tensor) -> Tensor:
+        return geometry.l2_norm(z)
+
+    def _shrink(self, z: Tensor) -> Tensor:
+        return geometry.shrink_l2(z, self.radius)
+
+    def _steepest(self, grad: Tensor) -> Tensor:
+        return geometry.unit_l2(grad)
+
+    def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
+        return geometry.uniform_l2(noise, like, self.mask)
+
+
+def unbounded(kind: type[Ball] = L2, **box: float | None) -> Ball:
+    """The ball without a bound: textbook gradient ascent, where only the valid range (if any) limits the change."""
+    return kind(math.inf, **box)

@@ -1,0 +1,120 @@
+"""The contract of a threat model: what may be changed. And the check that anyone can run on one of their own."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sparring.geometry import per_example
+from sparring.noise import Noise
+from sparring.types import Inputs, device_of, size, take
+
+
+@runtime_checkable
+class ThreatModel(Protocol):
+    """What may be changed, as a space Z of perturbations around each input, and its geometry.
+
+    `x` are Inputs (batch axis first), `z` is (B, *Z). Every method acts on each example by itself.
+    """
+
+    radius: Any  # float or Tensor (B,), in the unit that the class states
+
+    def null(self, x: Inputs) -> Tensor:
+        """The z that changes nothing."""
+        ...
+
+    def sample(self, x: Inputs, noise: Noise) -> Tensor:
+        """A random start inside the set."""
+        ...
+
+    def apply(self, x: Inputs, z: Tensor) -> Any:
+        """The model's input, differentiable in z."""
+        ...
+
+    def realize(self, x: Inputs, z: Tensor) -> Any:
+        """The input that is judged and saved; for text: real token ids."""
+        ...
+
+    def project(self, x: Inputs, z: Tensor) -> Tensor:
+        """A point of the set and of the valid domain; what is in it stays."""
+        ...
+
+    def steepest(self, x: Inputs, grad: Tensor) -> Tensor:
+        """argmax <grad, s> over the unit ball of this geometry; zero where the gradient is zero."""
+        ...
+
+    def size(self, x: Inputs, z: Tensor) -> Tensor:
+        """(B,) how far z goes, at most `radius` inside the set."""
+        ...
+
+    def valid(self, x: Inputs, adversarial: Any) -> Tensor:
+        """(B,) bool: a realized input is finite and lies in the domain of real inputs."""
+        ...
+
+    def take(self, index: Tensor) -> ThreatModel:
+        """The same threat for some of the examples; itself when it holds nothing per example."""
+        ...
+
+
+def inside(threat: ThreatModel, x: Inputs, z: Tensor) -> Tensor:
+    """(B,) bool: `size` is at most the radius, up to float rounding (1e-5 relative, 1e-6 absolute)."""
+    found = threat.size(x, z)
+    return found <= per_example(threat.radius, found) * (1 + 1e-5) + 1e-6
+
+
+def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, seed: int = 0) -> None:
+    """Raises AssertionError with a plain sentence where a threat model breaks the contract on the inputs `x`.
+
+    Give at least three valid inputs. Checked: null changes nothing and is inside; random starts and projections
+    are inside, valid and idempotent; `steepest` has size one and beats random directions; every example stands alone.
+
+    >>> from sparring.threats import Linf
+    >>> check_threat(Linf(0.1), torch.rand(3, 2, 5))
+    """
+    num = size(x)
+    if num < 3:
+        raise ValueError(f"check_threat got {num} examples; it needs at least 3 to see whether they stand alone")
+    noise = Noise.make(seed, "check_threat", torch.arange(num)).to(device_of(x))
+    null, start = threat.null(x), threat.sample(x, noise)
+    far = null + 10 * (start - null) + noise.normal(null.shape[1:], draw=7).to(null)
+    points = {"null": null, "sample": start, "project": threat.project(x, far)}
+
+    _expect(bool((threat.size(x, null) == 0).all()), "size(null) is not 0")
+    for name, z in points.items():
+        _expect(z.shape == null.shape and z.dtype == null.dtype, f"{name} has another shape or dtype than null(x)")
+        _expect(bool(inside(threat, x, z).all()), f"{name} leaves the set: size {threat.size(x, z).tolist()}")
+        _expect(bool(threat.valid(x, threat.realize(x, z)).all()), f"{name} leaves the valid domain")
+        again = threat.project(x, z)
+        _expect(_close(again, z), f"project moves a point of the set ({name}) by {(again - z).abs().max():.2g}")
+
+    grad = noise.normal(null.shape[1:], draw=8).to(null)
+    best = threat.steepest(x, grad)
+    _expect(_close(threat.size(x, best), torch.ones(num).to(null)), "steepest does not have size 1")
+    gain = (grad * best).flatten(1).sum(1)
+    for i in range(num_directions):
+        other = threat.steepest(x, noise.normal(null.shape[1:], draw=9 + i).to(null))
+        worse = (grad * other).flatten(1).sum(1) <= gain * (1 + 1e-4) + 1e-6
+        _expect(bool(worse.all()), "another direction of size 1 climbs faster than steepest")
+    _expect(bool((threat.steepest(x, 0 * grad) == 0).all()), "steepest of a zero gradient is not zero")
+
+    some = torch.tensor([2, 0], device=null.device)
+    part, x_part = threat.take(some), take(x, some)
+    pairs = {
+        "sample": (start, part.sample(x_part, noise.take(some))),
+        "project": (points["project"], part.project(x_part, far[some])),
+        "steepest": (best, part.steepest(x_part, grad[some])),
+        "size": (threat.size(x, start), part.size(x_part, start[some])),
+    }
+    for name, (whole, alone) in pairs.items():
+        _expect(_close(whole[some], alone), f"{name} of an example depends on the rest of the batch")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def _expect(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise AssertionError(f"threat model breaks its contract: {sentence}")

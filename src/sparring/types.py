@@ -1,0 +1,109 @@
+"""The records and the few words that every room shares.
+
+Letters in shapes: B batch, K classes, *X one input, *Z one perturbation. The batch axis always comes first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a data set holds for a batch: a tensor (B, *X), or named tensors that share their batch axis (text)."""
+
+Model = Callable[[Any], Tensor]
+"""ONE argument, what `threat.apply` returns -> logits (B, K). Normalisation lives inside."""
+
+
+class Cost(NamedTuple):
+    """Work in sample-passes: a batch of 32 seen once costs 32 forwards."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+    def plus(self, other: Cost) -> Cost:
+        """The work of both together."""
+        return Cost(self.forwards + other.forwards, self.backwards + other.backwards)
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, one row per example, whether or not the model was fooled.
+
+    `loss` and `reached` are None only when the attack keeps the last iterate without looking at it (training).
+    """
+
+    x_adv: Inputs  # (B, *X) what is judged and saved: threat.realize(x, z)
+    z: Tensor  # (B, *Z)
+    size: Tensor  # (B,) in the threat's unit
+    loss: Tensor | None  # (B,) objective at x_adv
+    reached: Tensor | None  # (B,) bool: the goal holds at x_adv
+    cost: Cost
+
+
+class Attacker(Protocol):
+    """Anything that can be called like an attack. A hand-written function qualifies."""
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Any = None) -> AttackResult:
+        """Search around `x` (B, *X); `target` is labels (B,) or probabilities (B, K)."""
+        ...
+
+
+def size(x: Inputs) -> int:
+    """Number of examples B. Raises ValueError when named inputs disagree about it."""
+    if isinstance(x, Tensor):
+        return x.shape[0]
+    lengths = {name: value.shape[0] for name, value in x.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"inputs disagree about the batch size: {lengths}; every tensor needs the same first axis")
+    return next(iter(lengths.values()))
+
+
+def take(value: Any, index: Tensor) -> Any:
+    """The rows `index` of a batch; threats and objectives choose theirs; what holds nothing per example stays."""
+    if isinstance(value, Tensor):
+        return value[index]
+    if isinstance(value, Mapping):
+        return {name: tensor[index] for name, tensor in value.items()}
+    return value.take(index) if hasattr(value, "take") else value
+
+
+def map_inputs(function: Callable[..., Tensor], first: Inputs, *rest: Inputs) -> Inputs:
+    """`function` on a tensor, or on each named tensor: map_inputs(torch.add, a, b)."""
+    if isinstance(first, Tensor):
+        return function(first, *rest)
+    return {name: function(tensor, *(r[name] for r in rest)) for name, tensor in first.items()}  # type: ignore[call-overload]
+
+
+def plain(x: Inputs) -> Inputs:
+    """`x` cut from any graph, and usable for gradients even where it was made in inference mode."""
+    return map_inputs(lambda t: t.detach().clone() if t.is_inference() else t.detach(), x)
+
+
+def device_of(x: Inputs) -> torch.device:
+    """The device a batch lives on."""
+    return (x if isinstance(x, Tensor) else next(iter(x.values()))).device
+
+
+def labels_of(target: Tensor) -> Tensor:
+    """Labels (B,): the target itself, or the argmax of probabilities (B, K)."""
+    return target.argmax(1) if target.ndim == 2 else target
+
+
+def describe(value: Any) -> Any:
+    """A record as JSON-ready data, for results files: type name and fields, tensors by shape and range."""
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "min": value.min().item(), "max": value.max().item()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__name__", type(value).__name__)
