@@ -32,7 +32,7 @@ def fgsm(threat: ThreatModel, **options: Any) -> Attacker:
 
     Source: Goodfellow 2015, eq. in section 4 (there for Linf, where the steepest direction is the sign).
     """
-    return _compose(threat, Ascent(step=1.0), 1, null, **options)
+    return _compose(threat, Ascent(1.0), 1, null, **options)
 
 
 def bim(

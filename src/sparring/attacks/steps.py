@@ -25,13 +25,13 @@ def step_length(problem: Problem, z: Tensor, fraction: float, absolute: float | 
 
 @dataclass(frozen=True)
 class Ascent:
-    """z <- project(z + step * radius * steepest(v)) with v <- momentum * v + grad / mean|grad|.
+    """z <- project(z + step_size * radius * steepest(v)) with v <- momentum * v + grad / mean|grad|.
 
     Without momentum (FGSM, BIM, PGD) v is the gradient. Source of the momentum: Dong 2018, eq. 6; like the authors'
     code we divide by the mean, not the sum, of the absolute gradient, which changes the scale of v and nothing else.
     """
 
-    step: float = 0.25
+    step_size: float = 0.25
     momentum: float = 0.0
     absolute_step: float | None = None
     needs_grad: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Ascent:
         if state is not None:
             mean = direction.abs().flatten(1).mean(1).clamp_min(torch.finfo(z.dtype).tiny)
             direction = state = self.momentum * state + direction / per_example(mean, z)
-        length = step_length(problem, z, self.step, self.absolute_step)
+        length = step_length(problem, z, self.step_size, self.absolute_step)
         z = problem.threat.steepest(problem.x, direction).mul_(length).add_(z)
         return problem.threat.project(problem.x, z), state
 
