@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from torch import Tensor
 from sparring.noise import Noise
 
 
-def per_example(value: float | Tensor, like: Tensor) -> float | Tensor:
+def per_example(value: Any, like: Tensor) -> Any:
     """A number stays one; (B,) becomes (B, 1, ..., 1), ready to multiply `like` (B, *X)."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    return value.to(like).view(-1, *[1] * (like.ndim - 1))
+    value = value if value.dtype == torch.bool else value.to(like)
+    return value.view(-1, *[1] * (like.ndim - 1))
 
 
 def l2_norm(v: Tensor) -> Tensor:

@@ -71,11 +71,11 @@ def take(value: Any, index: Tensor) -> Any:
     return value.take(index) if hasattr(value, "take") else value
 
 
-def map_inputs(function: Callable[..., Tensor], first: Inputs, *rest: Inputs) -> Inputs:
+def map_inputs(function: Callable[..., Tensor], first: Inputs, *rest: Any) -> Inputs:
     """`function` on a tensor, or on each named tensor: map_inputs(torch.add, a, b)."""
     if isinstance(first, Tensor):
         return function(first, *rest)
-    return {name: function(tensor, *(r[name] for r in rest)) for name, tensor in first.items()}  # type: ignore[call-overload]
+    return {name: function(tensor, *(r[name] for r in rest)) for name, tensor in first.items()}
 
 
 def plain(x: Inputs) -> Inputs:

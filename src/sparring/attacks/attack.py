@@ -179,10 +179,8 @@ class Attack:
         elif self.keep == "smallest_fooling":
             smaller = self.threat.size(x, z) < self.threat.size(x, best_z)
             better = torch.where(seen.reached, ~old.reached | smaller, ~old.reached & better)
-        kept = Seen(
-            torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None
-        )
-        return torch.where(per_example(better, z).bool(), z, best_z), kept
+        kept = Seen(torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None)
+        return torch.where(per_example(better, z), z, best_z), kept
 
     def _check(self, target: Tensor, num: int) -> None:
         if self.keep not in ("fooled_first", "highest_loss", "smallest_fooling", "last"):

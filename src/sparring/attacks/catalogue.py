@@ -18,7 +18,9 @@ from sparring.threats.base import ThreatModel
 from sparring.types import Attacker
 
 
-def gradient_ascent(threat: ThreatModel, *, num_steps: int = 10, absolute_step: float = 0.1, **options: Any) -> Attacker:
+def gradient_ascent(
+    threat: ThreatModel, *, num_steps: int = 10, absolute_step: float = 0.1, **options: Any
+) -> Attacker:
     """z <- project(z + absolute_step * grad): follows the raw gradient from the clean input.
 
     Source: the method of steepest ascent as introductions present it; Szegedy 2014, section 4.1 is the first to climb

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparring.geometry import per_example
 from sparring.noise import Noise
-from sparring.types import AttackResult, Attacker, Inputs, Model, map_inputs, size, take
+from sparring.types import Attacker, AttackResult, Inputs, Model, map_inputs, size, take
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Restarts:
         noise = noise or Noise.make(0, "attack", torch.arange(size(x)))
         worst = self.attack(model, x, target, noise=noise)
         if worst.loss is None or worst.reached is None:
-            raise ValueError('restarts keep the worst result and so need its loss; build the attack without keep="last"')
+            raise ValueError(
+                'restarts keep the worst result and so need its loss; build the attack without keep="last"'
+            )
         for number in range(1, self.num):
             standing = (~worst.reached).nonzero()[:, 0]
             if not len(standing):
@@ -57,7 +59,7 @@ def _merge(worst: AttackResult, again: AttackResult, rows: Tensor) -> AttackResu
     better = again.reached | (again.loss > worst.loss[rows])
 
     def put(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_copy(0, rows, torch.where(per_example(better, new).bool(), new, old[rows]))
+        return old.index_copy(0, rows, torch.where(per_example(better, new), new, old[rows]))
 
     fields = {name: put(getattr(worst, name), getattr(again, name)) for name in ("z", "size", "loss", "reached")}
     return AttackResult(map_inputs(put, worst.x_adv, again.x_adv), cost=worst.cost.plus(again.cost), **fields)

@@ -14,7 +14,7 @@ from sparring.geometry import per_example
 
 
 def step_length(problem: Problem, z: Tensor, fraction: float, absolute: float | None) -> float | Tensor:
-    """The length of a step in the threat's unit: `absolute` if given, else fraction * radius (a number or (B, 1...))."""
+    """A step's length in the threat's unit: `absolute` if given, else fraction * radius (a number or (B, 1, ...))."""
     if absolute is not None:
         return absolute
     radius = problem.threat.radius
@@ -54,7 +54,7 @@ class Ascent:
 
 @dataclass(frozen=True)
 class RawAscent:
-    """z <- project(z + absolute_step * grad): the plain gradient ascent of textbooks, slow where gradients are small."""
+    """z <- project(z + absolute_step * grad): the gradient ascent of textbooks, slow where gradients are small."""
 
     absolute_step: float
     needs_grad: ClassVar[bool] = True

@@ -63,7 +63,9 @@ def parse_attacks(text: str) -> tuple[NamedAttack, ...]:
             attacks.append(NamedAttack(name))
         if colon or "=" in name:
             if not attacks:
-                raise ValueError(f"attacks {text!r} begin with an option; write NAME:KEY=VALUE, for example pgd:num_steps=20")
+                raise ValueError(
+                    f"attacks {text!r} begin with an option; write NAME:KEY=VALUE, for example pgd:num_steps=20"
+                )
             key, value = _option(attacks[-1].name, option if colon else name, text)
             attacks[-1] = attacks[-1].but(**{key: value})
     for attack in attacks:

@@ -1,0 +1,3 @@
+"""Evaluations as one self-contained HTML page, made from their files alone: no model, no network."""
+
+from sparring.report.page import write_report as write_report

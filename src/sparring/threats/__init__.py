@@ -5,6 +5,7 @@ from sparring.threats.balls import Ball as Ball
 from sparring.threats.balls import Linf as Linf
 from sparring.threats.balls import unbounded as unbounded
 from sparring.threats.base import ThreatModel as ThreatModel
+from sparring.threats.base import at_factor as at_factor
 from sparring.threats.base import check_threat as check_threat
 from sparring.threats.base import inside as inside
 from sparring.threats.text import THREATS as THREATS

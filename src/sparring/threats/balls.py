@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from sparring.types import take
 class Ball(ABC):
     """{z : ||z|| <= radius, low <= x + z <= high, z = 0 outside the mask}.
 
-    radius: number > 0, or (B,), in input units; infinite for an attack without a bound.
+    radius: number >= 0, or (B,), in input units; infinite for an attack without a bound.
     low, high: the box of valid values, numbers or tensors that broadcast against x; None for no box.
     mask: bool (1, *X) or (B, *X), True where the input may change; None for everywhere.
 
@@ -37,8 +38,8 @@ class Ball(ABC):
 
     def __post_init__(self) -> None:
         smallest = self.radius.min().item() if isinstance(self.radius, Tensor) else self.radius
-        if not smallest > 0:
-            raise ValueError(f"radius must be > 0, in input units such as 8/255; got {smallest}")
+        if not smallest >= 0:
+            raise ValueError(f"radius must not be negative, in input units such as 8/255; got {smallest}")
         if isinstance(self.radius, Tensor) and self.radius.ndim > 1:
             raise ValueError(f"radius must be a number or (B,); got shape {tuple(self.radius.shape)}")
         if self.mask is not None and self.mask.dtype != torch.bool:
@@ -148,6 +149,6 @@ class L2(Ball):
         return geometry.uniform_l2(noise, like, self.mask)
 
 
-def unbounded(kind: type[Ball] = L2, **box: float | None) -> Ball:
+def unbounded(kind: type[Ball] = L2, **box: Any) -> Ball:
     """The ball without a bound: textbook gradient ascent, where only the valid range (if any) limits the change."""
     return kind(math.inf, **box)

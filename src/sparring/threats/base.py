@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,46 +17,55 @@ from sparring.types import Inputs, device_of, size, take
 class ThreatModel(Protocol):
     """What may be changed, as a space Z of perturbations around each input, and its geometry.
 
-    `x` are Inputs (batch axis first), `z` is (B, *Z). Every method acts on each example by itself.
+    `x` are Inputs (batch axis first; a threat states which kind it takes), `z` is (B, *Z). Every method acts on each
+    example by itself.
     """
 
-    radius: Any  # float or Tensor (B,), in the unit that the class states
+    @property
+    def radius(self) -> Any:
+        """A number or a tensor (B,), in the unit that the class states."""
+        ...
 
-    def null(self, x: Inputs) -> Tensor:
+    def null(self, x: Any) -> Tensor:
         """The z that changes nothing."""
         ...
 
-    def sample(self, x: Inputs, noise: Noise) -> Tensor:
+    def sample(self, x: Any, noise: Noise) -> Tensor:
         """A random start inside the set."""
         ...
 
-    def apply(self, x: Inputs, z: Tensor) -> Any:
+    def apply(self, x: Any, z: Tensor) -> Any:
         """The model's input, differentiable in z."""
         ...
 
-    def realize(self, x: Inputs, z: Tensor) -> Any:
+    def realize(self, x: Any, z: Tensor) -> Any:
         """The input that is judged and saved; for text: real token ids."""
         ...
 
-    def project(self, x: Inputs, z: Tensor) -> Tensor:
+    def project(self, x: Any, z: Tensor) -> Tensor:
         """A point of the set and of the valid domain; what is in it stays."""
         ...
 
-    def steepest(self, x: Inputs, grad: Tensor) -> Tensor:
+    def steepest(self, x: Any, grad: Tensor) -> Tensor:
         """argmax <grad, s> over the unit ball of this geometry; zero where the gradient is zero."""
         ...
 
-    def size(self, x: Inputs, z: Tensor) -> Tensor:
+    def size(self, x: Any, z: Tensor) -> Tensor:
         """(B,) how far z goes, at most `radius` inside the set."""
         ...
 
-    def valid(self, x: Inputs, adversarial: Any) -> Tensor:
+    def valid(self, x: Any, adversarial: Any) -> Tensor:
         """(B,) bool: a realized input is finite and lies in the domain of real inputs."""
         ...
 
     def take(self, index: Tensor) -> ThreatModel:
         """The same threat for some of the examples; itself when it holds nothing per example."""
         ...
+
+
+def at_factor(threat: Any, factor: float) -> Any:
+    """The same threat with its radius times `factor`: radius schedules, security curves."""
+    return threat if factor == 1.0 else replace(threat, radius=threat.radius * factor)
 
 
 def inside(threat: ThreatModel, x: Inputs, z: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sparring.threats.balls import L2, Ball, Linf
@@ -23,7 +25,7 @@ def parse_threat(text: str) -> Ball:
     radius, *options = rest.split(",")
     if name not in THREATS or not radius:
         raise ValueError(f"threat {text!r} is not NAME:RADIUS with NAME one of {', '.join(THREATS)}; {_EXAMPLES}")
-    box: dict[str, float | None] = {}
+    box: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
         if key.strip() != "box" or not value:
@@ -34,6 +36,8 @@ def parse_threat(text: str) -> Ball:
         box = {"low": _number(low, text), "high": _number(high, text)} if dots else {"low": None, "high": None}
         if dots and not _number(low, text) < _number(high, text):
             raise ValueError(f"threat {text!r}: the box is empty, {low} is not below {high}")
+    if not _number(radius, text) > 0:
+        raise ValueError(f"threat {text!r}: the radius must be above 0; {_EXAMPLES}")
     return THREATS[name](_number(radius, text), **box)
 
 

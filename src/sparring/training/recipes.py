@@ -18,7 +18,7 @@ from sparring.attacks.steps import Ascent
 from sparring.model_state import CraftMode, attack_mode
 from sparring.noise import Noise
 from sparring.objectives import kl
-from sparring.threats.base import ThreatModel
+from sparring.threats.base import ThreatModel, at_factor
 from sparring.types import Attacker, Inputs, Model, map_inputs, size
 
 
@@ -129,7 +129,13 @@ def mixed(threat: ThreatModel, *, share: float = 0.5, num_steps: int = 10, step:
 
 
 def trades(
-    threat: ThreatModel, *, beta: float = 6.0, num_steps: int = 10, step: float = 0.25, start_scale: float = 0.001, **options: Any
+    threat: ThreatModel,
+    *,
+    beta: float = 6.0,
+    num_steps: int = 10,
+    step: float = 0.25,
+    start_scale: float = 0.001,
+    **options: Any,
 ) -> Trades:
     """Clean loss plus beta times the KL between clean and attacked predictions.
 
@@ -148,8 +154,7 @@ def at_radius(recipe: Recipe, factor: float) -> Recipe:
     attack = getattr(recipe, "attack", None)
     if factor == 1.0 or attack is None:
         return recipe
-    threat = replace(attack.threat, radius=attack.threat.radius * factor)
-    return replace(recipe, attack=replace(attack, threat=threat))  # type: ignore[type-var]
+    return replace(recipe, attack=replace(attack, threat=at_factor(attack.threat, factor)))  # type: ignore[type-var]
 
 
 def _last(threat: ThreatModel, num_steps: int, step: float) -> Attack:

@@ -1,0 +1,330 @@
+"""Data sets as tensors (digits, MNIST, CIFAR-10, a folder of parquet, an .npz file), and keyed batches.
+
+Shapes: N examples, B batch, C H W one image, D features, *X one input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparring.noise import Noise
+
+HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples as stored: x uint8 or float32, images (N, C, H, W) or features (N, D); labels int64 (N,)."""
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.x_train.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def scale(x: Tensor) -> Tensor:
+    """What models take, float32: uint8 divided by 255, floats as they are. TypeError for any other type.
+
+    >>> scale(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([0., 1.])
+    """
+    if x.dtype == torch.uint8:
+        return x.to(torch.float32).div_(255)
+    if not x.is_floating_point():
+        raise TypeError(f"inputs are {x.dtype}; expected uint8 (0 to 255) or floats, for only those have a known scale")
+    return x.to(torch.float32)
+
+
+def load(spec: str) -> Dataset:
+    """The data set "digits", "mnist" or "cifar10", or that of a folder of parquet or an .npz file.
+
+    "mnist" and "cifar10" come from the folder $SPARRING_DATA/<name> if it exists, else from the Hugging Face
+    hub. Parquet: train-*.parquet and test-*.parquet (or validation-*), columns `image` or `img`, and `label`.
+    Npz: x_train, y_train, x_test, y_test; x uint8 (N, H, W) or (N, H, W, C), float images in [0, 1] as
+    (N, C, H, W), or float features (N, D). FileNotFoundError where nothing is found, ValueError where the
+    content will not do.
+
+    >>> load("digits").shape
+    (1, 8, 8)
+    """
+    if spec == "digits":
+        return _digits()
+    if spec in HUB:
+        home = os.environ.get("SPARRING_DATA")
+        return _parquet(Path(home, spec) if home and Path(home, spec).is_dir() else _download(spec), spec)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _parquet(path, path.resolve().name)
+    expected = "expected digits, mnist, cifar10, a folder of parquet files, or an .npz file"
+    if not path.exists():
+        raise FileNotFoundError(f"data {spec!r}: there is no such name, folder or file; {expected}")
+    if path.suffix != ".npz":
+        raise ValueError(f"data {spec!r}: cannot read a {path.suffix or 'plain'} file; {expected}")
+    return _npz(path)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return _dataset("digits", parts[0], parts[2], parts[1], parts[3], None)
+
+
+def _download(name: str) -> Path:
+    hub = _need("huggingface_hub", f"downloading {name}")
+    try:
+        return Path(hub.snapshot_download(HUB[name], repo_type="dataset", allow_patterns="*.parquet"))
+    except Exception as error:  # the client's own errors, and those of the network library below it
+        raise FileNotFoundError(
+            f"data {name!r}: the download of {HUB[name]} failed ({type(error).__name__}: "
+            f"{str(error).strip()[:300]}), and SPARRING_DATA={os.environ.get('SPARRING_DATA', '')!r} holds "
+            f"no folder {name}. Offline, set it to a folder with {name}/train-*.parquet and "
+            f"{name}/test-*.parquet"
+        ) from error
+
+
+def _parquet(folder: Path, name: str) -> Dataset:
+    found = sorted(folder.rglob("*.parquet"))
+    splits = {
+        s: [p for p in found if p.stem == s or p.stem.startswith(f"{s}-")] for s in ("train", "test", "validation")
+    }
+    test = "test" if splits["test"] else "validation"
+    for split, files in (("train", splits["train"]), ("test", splits[test])):
+        if not files:
+            raise ValueError(
+                f"data folder {folder} has no {split} split: expected {split}-*.parquet"
+                f"{' or validation-*.parquet' if split == 'test' else ''}, found "
+                f"{[p.name for p in found[:5]]}. Robustness is measured on examples "
+                "not seen in training: split the data into two files"
+            )
+    if len({p.parent for p in splits["train"] + splits[test]}) > 1:
+        raise ValueError(f"data folder {folder} holds several data sets in subfolders; name one of the subfolders")
+    x_train, y_train, names = _table(splits["train"])
+    x_test, y_test, _ = _table(splits[test])
+    return _dataset(name, x_train, y_train, x_test, y_test, names)
+
+
+def _table(files: list[Path]) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Images, labels and class names of parquet files in the hub's layout."""
+    table = _need("pyarrow.parquet", "reading parquet").read_table(files)
+    image = next((c for c in ("image", "img") if c in table.column_names), None)
+    if image is None or "label" not in table.column_names:
+        raise ValueError(f"{files[0]}: columns {table.column_names}; expected `image` or `img`, and `label`")
+    if "bytes" not in [field.name for field in getattr(table[image].type, "fields", [])]:
+        raise ValueError(
+            f"{files[0]}: column {image!r} is {table[image].type}; expected a struct with the file's `bytes`"
+        )
+    raw = [b for chunk in table[image].chunks for b in chunk.field("bytes").to_pylist()]
+    about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    return _decode(raw, files[0]), table["label"].to_numpy(), names
+
+
+def _decode(raw: list[Any], file: Path) -> np.ndarray:
+    """uint8 (N, H, W) or (N, H, W, 3) of compressed images that share one shape."""
+    pillow = _need("PIL.Image", "decoding images")
+    out = np.empty(0, np.uint8)
+    for i, content in enumerate(raw):
+        try:
+            with pillow.open(io.BytesIO(content)) as image:
+                if image.mode not in ("L", "RGB", "1", "P", "RGBA", "CMYK"):
+                    raise ValueError(f"mode {image.mode} is not 8-bit gray or colour")
+                mode = "L" if image.mode in ("L", "1") else "RGB"
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: image {i} cannot be read ({error})") from error
+        if i == 0:
+            out = np.empty((len(raw), *pixels.shape), np.uint8)
+        if pixels.shape != out.shape[1:]:
+            raise ValueError(
+                f"{file}: image {i} has shape {pixels.shape}, image 0 has {out.shape[1:]}; a batch needs one "
+                "shape: resize the images, and use gray or colour throughout"
+            )
+        out[i] = pixels
+    return out
+
+
+def _npz(path: Path) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            arrays = {key: file[key] for key in _KEYS if not missing}
+            found = list(file)
+    except Exception as error:  # numpy and zipfile raise several kinds for a broken file
+        raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
+    if missing:
+        raise ValueError(f"{path}: keys {missing} are missing; expected {', '.join(_KEYS)}, found {found}")
+    return _dataset(path.stem, **arrays, class_names=None)
+
+
+def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, class_names: list[str] | None) -> Dataset:
+    """The arrays as a Dataset. ValueError, naming the split, where inputs or labels will not do."""
+    x_train, y_train = _inputs(x_train, "x_train", name), _labels(y_train, "y_train", name)
+    x_test, y_test = _inputs(x_test, "x_test", name), _labels(y_test, "y_test", name)
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if len(x) != len(y):
+            raise ValueError(f"{name}: x_{split} has {len(x)} examples and y_{split} {len(y)} labels; one label each")
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
+        raise ValueError(
+            f"{name}: one input of x_train is {x_train.dtype} {tuple(x_train.shape[1:])}, one of x_test is "
+            f"{x_test.dtype} {tuple(x_test.shape[1:])}; one model must take both"
+        )
+    num = int(max(y_train.max(), y_test.max())) + 1
+    if class_names is not None and len(class_names) < num:
+        raise ValueError(f"{name}: labels go up to {num - 1}, but there are {len(class_names)} class names")
+    return Dataset(name, x_train, y_train, x_test, y_test, tuple(class_names or map(str, range(num))))
+
+
+def _inputs(x: np.ndarray, key: str, name: str) -> Tensor:
+    """uint8 or float32, features (N, D) or images (N, C, H, W)."""
+    if x.ndim not in (2, 3, 4) or x.size == 0:
+        raise ValueError(f"{name}: {key} has shape {x.shape}; expected examples (N, D), (N, H, W) or with channels")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"{name}: {key} is {x.dtype}; expected uint8 (0 to 255) or floats: use .astype(numpy.float32)")
+    if x.dtype != np.uint8 and not np.isfinite(x).all():
+        raise ValueError(f"{name}: {key} holds NaN or infinity; no attack can work with it: fill or drop those rows")
+    if x.dtype != np.uint8 and x.ndim > 2 and (x.min() < 0 or x.max() > 1):
+        raise ValueError(
+            f"{name}: {key} holds float images from {x.min():.4g} to {x.max():.4g}; expected [0, 1], the "
+            "unit of every radius: store uint8, or undo the normalisation, which belongs inside the model"
+        )
+    tensor = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
+    if x.ndim == 3:
+        return tensor[:, None]
+    channels_last = x.ndim == 4 and x.shape[3] in (1, 3, 4) and (x.dtype == np.uint8 or x.shape[1] not in (1, 3, 4))
+    return tensor.permute(0, 3, 1, 2).contiguous() if channels_last else tensor
+
+
+def _labels(y: np.ndarray, key: str, name: str) -> Tensor:
+    """int64 (N,) >= 0."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.dtype.kind not in "biuf" or (y.dtype.kind == "f" and not (y == np.floor(y)).all()):
+        raise ValueError(
+            f"{name}: {key} is {y.dtype} {y.shape}; expected whole numbers (N,), one class for each example"
+        )
+    if y.size == 0 or y.min() < 0:
+        raise ValueError(f"{name}: {key} holds {'nothing' if y.size == 0 else y.min()}; classes count from 0")
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(train_index, held_out_index), sorted int64: part of the training data, every class in its share, that
+    checkpoints are chosen on (the test data must not choose). ValueError when the part is too small for that.
+
+    >>> [len(part) for part in hold_out(torch.arange(100) % 2, 0.1, seed=0)]
+    [90, 10]
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < fraction < 1:
+        raise ValueError(f"the share to hold out must lie between 0 and 1, such as 0.1; got {fraction}")
+    try:
+        parts = train_test_split(np.arange(len(y)), test_size=fraction, stratify=y.cpu().numpy(), random_state=seed)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot hold out {fraction} of {len(y)} examples with each class in its share: {error}"
+        ) from error
+    return torch.from_numpy(np.sort(parts[0])), torch.from_numpy(np.sort(parts[1]))
+
+
+class Batches:
+    """Batches (x float32 (B, *X), y int64 (B,)) of `x` (N, *X) and `y` (N,), in the current epoch's order.
+
+    shuffle: a new order every epoch, from (seed, epoch) alone. crop: pad images by that many black pixels
+    and cut at random; flip: mirror half of the images; their draws are keyed by (seed, epoch, example), so
+    neither batch size nor starting point changes them. Call `set_epoch` before each epoch, as with
+    DistributedSampler.
+
+    >>> [len(y) for _, y in Batches(torch.rand(5, 2), torch.arange(5), batch_size=2)]
+    [2, 2, 1]
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, batch_size: int, *, seed: int = 0, shuffle: bool = False, crop: int = 0,
+        flip: bool = False, drop_last: bool = False,
+    ) -> None:  # fmt: skip
+        if len(x) != len(y) or len(y) == 0 or y.ndim != 1 or y.is_floating_point():
+            raise ValueError(
+                f"x {tuple(x.shape)}, y {y.dtype} {tuple(y.shape)}; expected one whole number each, and some"
+            )
+        if batch_size < 1 or (drop_last and batch_size > len(x)):
+            raise ValueError(f"batch_size {batch_size} with {len(x)} examples (drop_last={drop_last}) makes no batch")
+        if crop < 0 or ((crop or flip) and x.ndim != 4):
+            raise ValueError(f"crop={crop}, flip={flip} with inputs {tuple(x.shape[1:])}; they need images (C, H, W)")
+        self.x, self.y, self.batch_size, self.seed, self.epoch = x, y.to(torch.int64), batch_size, seed, 0
+        self.shuffle, self.crop, self.flip, self.drop_last = shuffle, crop, flip, drop_last
+
+    def __len__(self) -> int:
+        return len(self.y) // self.batch_size if self.drop_last else -(-len(self.y) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch_from(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """From the next iteration on, the order and the draws are those of this epoch."""
+        self.epoch = epoch
+
+    def epoch_from(self, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the current epoch from that position on; the earlier ones are not computed."""
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"cannot start at batch {start_batch}: an epoch has {len(self)} batches")
+        order, epoch = self._order(), self.epoch
+        chunks = order.split(self.batch_size)[start_batch : len(self)]
+        return ((self._augment(scale(self.x[i]), i, epoch), self.y[i.to(self.y.device)]) for i in chunks)
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.y), device=self.x.device)
+        key = Noise.make(self.seed, f"order of epoch {self.epoch}", torch.arange(1)).keys.item()
+        return torch.randperm(len(self.y), generator=torch.Generator().manual_seed(int(key))).to(self.x.device)
+
+    def _augment(self, x: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Crop and mirror in one gather: rows (B, H) and columns (B, W) of the padded image."""
+        if not self.crop and not self.flip:
+            return x
+        (num, _, height, width), device = x.shape, x.device
+        noise = Noise.make(self.seed, f"crop and flip, epoch {epoch}", index)
+        corner = (noise.uniform((2,)) * (2 * self.crop + 1)).long()
+        rows = corner[:, :1] + torch.arange(height, device=device)
+        columns = corner[:, 1:] + torch.arange(width, device=device)
+        if self.flip:
+            columns = torch.where(noise.uniform((1,), draw=1) < 0.5, columns.flip(1), columns)
+        padded = F.pad(x, (self.crop,) * 4).movedim(1, 3)
+        example = torch.arange(num, device=device)[:, None, None]
+        return padded[example, rows[:, :, None], columns[:, None, :]].movedim(3, 1).contiguous()
+
+
+def _need(module: str, purpose: str) -> Any:
+    """An optional dependency, or ImportError with the way to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs {module.partition('.')[0]}: pip install 'sparring[data]'") from error

@@ -1,0 +1,271 @@
+"""Looks at a model and one batch before any attack: refuses what would make the verdict wrong, in plain words.
+
+Shapes: B examples, K classes. What can be handled is handled and told in a Finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.model_state import attack_mode, private_rng
+from sparring.objectives import cross_entropy, margin
+from sparring.threats.base import ThreatModel
+from sparring.types import Inputs, Model, device_of, plain, size, take
+
+
+class PreflightError(ValueError):
+    """The model or the data cannot be attacked in a way that would mean anything."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a reader of the verdict must know: a short name, a plain sentence, and the numbers in it."""
+
+    name: str
+    sentence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """`model` is the one to attack: the model given, or a wrapper around it."""
+
+    model: Model
+    findings: tuple[Finding, ...]
+
+
+@torch.inference_mode(False)
+def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Preflight:
+    """The model to attack and what was found, from one batch (x, y); the model is left as it was.
+
+    Raises PreflightError for: data that is not finite or outside the threat's box; outputs that are no finite
+    logits (B, K); labels that are no classes 0..K-1; a model that fails, or has no gradient at its input.
+    Handled, with a finding: train mode, probabilities instead of logits. Only told: random outputs, zero gradients.
+
+    >>> from sparring.threats import Linf
+    >>> softmax = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(dim=1)).eval()
+    >>> [f.name for f in preflight(softmax, torch.rand(8, 4), torch.arange(8) % 3, Linf(0.1)).findings]
+    ['probabilities']
+    """
+    _check_kind(x)
+    x, threat = plain(x), take(threat, torch.arange(size(x)))
+    _check_data(x, threat)
+    findings = _train_mode(model)
+    with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
+        first, second = _run(frozen, x, threat), _run(frozen, x, threat)
+    _check_labels(y, first)
+    findings += _randomness(model, x, threat, first, second)
+    if _are_probabilities(first):
+        model = LogProbabilities(model)
+        findings += _probabilities(first)
+    with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.enable_grad():
+        findings += _gradients(frozen, x, y.to(device_of(x)), threat)
+    return Preflight(model, tuple(findings))
+
+
+class LogProbabilities(nn.Module):
+    """A model that returns probabilities, with their logarithm as logits: its softmax is the probabilities again."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.training = getattr(model, "training", False)
+
+    def forward(self, x: Any) -> Tensor:
+        p = self.model(x)
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+def _check_kind(x: Any) -> None:
+    if not isinstance(x, (Tensor, Mapping)):
+        raise PreflightError(f"inputs are a {type(x).__name__}; expected a tensor (B, *X), or named tensors")
+    if size(x) == 0:
+        raise PreflightError("the first batch is empty: there is nothing to attack")
+    if isinstance(x, Tensor) and x.ndim < 2:
+        raise PreflightError(f"inputs are {tuple(x.shape)}; expected a batch (B, *X): x[None] makes one of one example")
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise PreflightError(
+            f"inputs are {x.dtype}; expected floats, for a gradient is taken with respect to them: "
+            "give images as x.float() / 255"
+        )
+
+
+def _check_data(x: Inputs, threat: ThreatModel) -> None:
+    for tensor in [x] if isinstance(x, Tensor) else x.values():
+        if not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).flatten(1).any(1).sum())
+            raise PreflightError(f"{bad} of {len(tensor)} inputs hold NaN or infinity: fill or drop those examples")
+    # realize would clip to the box, and so hide what is asked here; named inputs have no other judged form
+    inside = threat.valid(x, x if isinstance(x, Tensor) else threat.realize(x, threat.null(x)))
+    if bool(inside.all()):
+        return
+    outside = f"{int((~inside).sum())} of {len(inside)} inputs lie outside the valid domain of {type(threat).__name__}"
+    if not isinstance(x, Tensor):
+        raise PreflightError(f"{outside}: no attack can start there. Correct the data or the threat model")
+    low, high = x.min().item(), x.max().item()
+    box = [getattr(threat, side, None) for side in ("low", "high")]
+    numbers = all(isinstance(side, (int, float)) for side in box)
+    limits, unit = f" [{box[0]}, {box[1]}]" if numbers else "", numbers and box == [0, 1]
+    if unit and low >= 0 and 2 < high <= 255:
+        hint = "They look like bytes, 0 to 255: divide by 255"
+    elif unit and low < 0:
+        hint = "They look normalised: undo that, and put it into the model; normalisation belongs inside the model"
+    else:
+        hint = "Scale the data, or give the threat model the box of your data"
+    raise PreflightError(
+        f"{outside}: they reach from {low:.4g} to {high:.4g}, expected the box{limits}. The radius is counted in these "
+        f"units, so the verdict would mean nothing. {hint}"
+    )
+
+
+def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) -> Tensor:
+    """Finite logits (B, K) at the perturbation z (default: none), or PreflightError."""
+    seen = threat.apply(x, threat.null(x) if z is None else z)
+    given = f"{tuple(seen.shape)} {seen.dtype}" if isinstance(seen, Tensor) else type(seen).__name__
+    try:
+        out = model(seen)
+    except Exception as error:
+        raise PreflightError(f"the model fails on inputs {given}: {type(error).__name__}: {error}") from error
+    if not isinstance(out, Tensor):
+        key = ".logits" if hasattr(out, "logits") else "['logits']" if isinstance(out, Mapping) else "[0]"
+        raise PreflightError(
+            f"the model returns a {type(out).__name__}, expected a tensor of logits (B, K); wrap it, such as "
+            f"lambda x: model(x){key}"
+        )
+    num, shape = size(x), tuple(out.shape)
+    if shape in ((num,), (num, 1)) and out.is_floating_point():
+        raise PreflightError(
+            f"the model returns {shape}, one number for each input. A binary model with one logit s must return two, "
+            "torch.stack([0 * s, s], dim=1) with s of shape (B,); a regression has no label to lose and is out of scope"
+        )
+    if out.ndim > 2:
+        raise PreflightError(
+            f"the model returns {shape}, expected logits (B, K) = ({num}, K). Segmentation and detection are out of "
+            "scope: one label for each input is what an attack takes away"
+        )
+    if out.ndim != 2 or len(out) != num or not out.is_floating_point():
+        raise PreflightError(
+            f"the model returns {out.dtype} {shape} for {num} inputs, expected float logits (B, K) = ({num}, K): one "
+            "row for each input, before any argmax"
+        )
+    if not bool(out.isfinite().all()):
+        bad = int((~out.isfinite()).any(1).sum())
+        raise PreflightError(
+            f"the model returns NaN or infinite logits for {bad} of {num} inputs; nothing can be judged"
+        )
+    return out
+
+
+def _check_labels(y: Any, logits: Tensor) -> None:
+    num, num_classes = logits.shape
+    expected = f"expected class numbers (B,) = ({num},), int64, from 0 to {num_classes - 1}"
+    if not isinstance(y, Tensor):
+        raise PreflightError(f"labels are a {type(y).__name__}; {expected}: torch.as_tensor(y)")
+    got = f"labels are {y.dtype} {tuple(y.shape)}; {expected}"
+    if y.ndim == 2 and y.shape[1] > 1:
+        one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+        raise PreflightError(got + (": y.argmax(1)" if one_hot else ". Multi-label and soft targets are out of scope"))
+    if y.ndim != 1 or len(y) != num:
+        raise PreflightError(got + (": y.squeeze(1)" if y.shape == (num, 1) else ""))
+    if y.dtype != torch.int64:
+        whole = not y.is_floating_point() or bool((y == y.floor()).all())
+        raise PreflightError(got + (": y.long()" if whole else ". Regression targets are out of scope"))
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= num_classes:
+        hint = ". They seem to count from 1: give y - 1" if low >= 1 and high == num_classes else ""
+        raise PreflightError(
+            f"labels go from {low} to {high}, but the model has {num_classes} classes; {expected}{hint}"
+        )
+
+
+def _train_mode(model: Model) -> list[Finding]:
+    count = sum(m.training for m in model.modules()) if isinstance(model, nn.Module) else 0
+    if not count:
+        return []
+    sentence = f"The model came in training mode ({count} of its modules); it is judged in evaluation mode."
+    return [Finding("train_mode", sentence, {"modules": count})]
+
+
+def _randomness(model: Model, x: Inputs, threat: ThreatModel, first: Tensor, second: Tensor) -> list[Finding]:
+    """Whether two looks differ by more than rounding, and whether the seed settles it."""
+    rounding = 32 * torch.finfo(first.dtype).eps * max(1.0, first.abs().max().item())
+    gap = (first - second).abs().max().item()
+    if gap <= rounding:
+        return []
+    with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
+        settled = (first - _run(frozen, x, threat)).abs().max().item() <= rounding
+    changed = (first.argmax(1) != second.argmax(1)).float().mean().item()
+    sentence = (
+        f"The model is random even in evaluation mode: two looks at the same inputs differ by up to {gap:.2g}, and "
+        f"{changed:.1%} of the predictions change. "
+    ) + (
+        "The verdict holds for the seed it was made with; average the attack over the randomness."
+        if settled
+        else "Not even a fixed seed makes it repeat, so neither will the verdict."
+    )
+    return [Finding("random_output", sentence, {"difference": gap, "changed": changed, "seeded": float(settled)})]
+
+
+def _are_probabilities(out: Tensor) -> bool:
+    """Rows that are not negative and sum to 1; equal rows of a batch say nothing (a constant model)."""
+    told = len(out) == 1 or bool((out != out[0]).any())
+    return told and bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _probabilities(out: Tensor) -> list[Finding]:
+    share = (out.amax(1) == 1).float().mean().item()
+    sentence = (
+        "The model returns probabilities, not logits; its attacks climb on their logarithm. A probability that is "
+        f"rounded to 1 ({share:.1%} of this batch) has lost its gradient: return the logits for a verdict to trust."
+    )
+    return [Finding("probabilities", sentence, {"saturated": share})]
+
+
+def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> list[Finding]:
+    """Whether the logits depend on the input at all, and where cross-entropy has nothing to climb."""
+    z = threat.null(x).requires_grad_()
+    logits = _run(model, x, threat, z)
+    grads = []
+    for score in (margin.score(logits, y), cross_entropy.score(logits, y)):
+        try:
+            grad = torch.autograd.grad(score.sum(), z, retain_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:
+            if score.requires_grad:
+                raise PreflightError(f"the model's gradient cannot be computed: {error}") from error
+            grad = None
+        if grad is None:
+            raise PreflightError(
+                "the logits have no gradient with respect to the input: somewhere in the model the graph is cut "
+                "(no_grad, detach, numpy, a hard decision). Gradient attacks would find nothing and call it robust"
+            )
+        grads.append(grad.flatten(1))
+    return _gradient_findings(*grads)
+
+
+def _gradient_findings(by_margin: Tensor, by_loss: Tensor) -> list[Finding]:
+    num = len(by_margin)
+    broken = int((~(by_margin.isfinite() & by_loss.isfinite()).all(1)).sum())
+    flat, lost = (by_margin == 0).all(1), (by_loss == 0).all(1)
+    saturated = int((lost & ~flat).sum())
+    findings = []
+    if broken:
+        sentence = f"The gradient at the input is NaN or infinite for {broken} of {num} examples; attacks fail there."
+        findings.append(Finding("broken_gradient", sentence, {"examples": broken}))
+    if bool(flat.all()):
+        sentence = (
+            f"The gradient at the input is exactly zero for all {num} examples: gradient attacks cannot move, and what "
+            "they leave standing is not robust. Judge this model by attacks that need no gradient."
+        )
+        findings.append(Finding("zero_gradient", sentence, {"examples": num}))
+    if saturated:
+        sentence = (
+            f"The gradient of the cross-entropy is exactly zero for {saturated} of {num} examples, because the model "
+            "is too sure there; attacks that climb the margin still move."
+        )
+        findings.append(Finding("saturated_loss", sentence, {"examples": saturated}))
+    return findings

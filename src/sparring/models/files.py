@@ -1,0 +1,121 @@
+"""Networks from a user's own file, and weights from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def from_file(spec: str) -> nn.Module:
+    """The network that a function in the user's file returns: "path/to/file.py:function".
+
+    The file's code is run: only name files you trust. The function is called without arguments. Raises
+    FileNotFoundError for a missing file, ValueError when the file or the function fails or the name is not
+    there, TypeError when no nn.Module comes back.
+    """
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not path_text.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"model {spec!r}: expected FILE.py:FUNCTION, such as nets.py:make")
+    path = Path(path_text).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"model {spec!r}: there is no file {path.resolve()}")
+    module = _run(path, spec)
+    if not hasattr(module, name):
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise ValueError(f"model {spec!r}: {path} has no function {name!r}; it has {', '.join(public) or 'none'}")
+    make = getattr(module, name)
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(
+            f"model {spec!r}: {name} is a {type(make).__name__}; expected a function that returns the network"
+        )
+    try:
+        model = make()
+    except Exception as error:
+        raise ValueError(
+            f"model {spec!r}: {name}() failed with {type(error).__name__}: {error}. It gets no arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model {spec!r}: {name}() returned a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _run(path: Path, spec: str) -> ModuleType:
+    """The file as a module under a private name, which stays registered: classes look it up."""
+    private = "_sparring_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    found = importlib.util.spec_from_file_location(private, path)
+    assert found is not None and found.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(found)
+    sys.modules[private] = module
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[private]
+        hint = f"; files beside it are found with PYTHONPATH={path.parent}" if isinstance(error, ImportError) else ""
+        raise ValueError(f"model {spec!r}: {path} does not run: {type(error).__name__}: {error}{hint}") from error
+    return module
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """The same model, with the weights of a .safetensors file, or of a state dict that torch.save wrote.
+
+    A state dict may lie under the key "state_dict" or "model", and all its names may begin with "module.".
+    Nothing but tensors is ever unpickled. Raises FileNotFoundError, and ValueError where the file or its
+    names do not fit; the model is then as it was.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    weights = _read(path)
+    own = model.state_dict()
+    if all(name.startswith("module.") for name in weights) and not all(n.startswith("module.") for n in own):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    shapes = [
+        f"{n} {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} in the model"
+        for n in own
+        if n in weights and weights[n].shape != own[n].shape
+    ]
+    differences = {
+        "missing in the file": [n for n in own if n not in weights],
+        "unknown to the model": [n for n in weights if n not in own],
+        "of another shape": shapes,
+    }
+    if any(differences.values()):
+        text = "; ".join(f"{len(found)} {what}: {_first(found)}" for what, found in differences.items() if found)
+        raise ValueError(f"weights {path} do not fit the model: {text}. Build the model that the file was saved from")
+    model.load_state_dict(weights)
+    return model
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # several libraries, several kinds
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"weights {path} cannot be read as plain tensors ({type(error).__name__}: {first_line}). Whole "
+            "pickled models may run code when opened and are refused: save model.state_dict() instead"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        held = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"weights {path} hold {held}; expected a state dict, or one under 'state_dict' or 'model'")
+    return dict(content)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

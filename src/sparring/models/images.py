@@ -1,0 +1,192 @@
+"""Reference networks for images and feature vectors: small, plain, with the normalisation inside.
+
+Shapes: inputs (B, *X) with X = (C, H, W) or (D,), values in [0, 1]; logits (B, K).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Shape = Sequence[int]
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std, with numbers for all of the input or one for each channel (axis 1).
+
+    >>> Normalize(0.5, 0.25)(torch.tensor([[1.0]]))
+    tensor([[2.]])
+    """
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        mean_tensor, std_tensor = (torch.atleast_1d(torch.as_tensor(v, dtype=torch.float32)) for v in (mean, std))
+        if not bool((std_tensor > 0).all()) or not bool(mean_tensor.isfinite().all()):
+            raise ValueError(f"normalisation needs finite means and std > 0; got mean {mean}, std {std}")
+        self.register_buffer("mean", mean_tensor)
+        self.register_buffer("std", std_tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        per_channel = (-1,) + (1,) * (x.ndim - 2)
+        return (x - self.mean.view(per_channel)) / self.std.view(per_channel)  # type: ignore[operator]
+
+
+def _default_normalize(shape: Shape) -> Normalize:
+    """CIFAR-10's statistics for colour, [-1, 1] for other images, the identity for feature vectors."""
+    if len(shape) != 3:
+        return Normalize(0.0, 1.0)
+    if shape[0] == 3:
+        return Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return Normalize(0.5, 0.5)
+
+
+def mlp(
+    shape: Shape, num_classes: int, hidden: Sequence[int] = (128, 128), *, normalize: nn.Module | None = None
+) -> nn.Module:
+    """A fully connected ReLU network for inputs of any shape."""
+    widths = [math.prod(shape), *hidden]
+    layers: list[nn.Module] = [normalize or _default_normalize(shape), nn.Flatten()]
+    for inside, outside in itertools.pairwise(widths):
+        layers += [nn.Linear(inside, outside), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+
+
+def cnn_small(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
+    """Three convolutions and a linear layer, for images of 8x8 pixels and more."""
+    channels, height, width = _image(shape, "cnn-small", 8)
+    left = [-(-side // 4) for side in (height, width)]  # two strides of 2, rounded up
+    window = [side // 2 for side in left]
+    features = 64 * (left[0] // window[0]) * (left[1] // window[1])
+    return nn.Sequential(
+        normalize or _default_normalize(shape),
+        nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AvgPool2d((window[0], window[1])), nn.Flatten(), nn.Linear(features, num_classes),
+    )  # fmt: skip
+
+
+def cnn_mnist(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
+    """Two convolutions (16, 32) and two linear layers (100, K) for 28x28 pixels, taken as they are.
+
+    Source: Wong, Rice and Kolter 2020, "Fast is better than free"; the net of the authors' MNIST code,
+    which feeds [0, 1] pixels as they are.
+    """
+    return _mnist(shape, num_classes, (16, 32, 100), "cnn-mnist", normalize)
+
+
+def cnn_mnist_wide(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
+    """`cnn_mnist` with widths 32, 64 and 256."""
+    return _mnist(shape, num_classes, (32, 64, 256), "cnn-mnist-wide", normalize)
+
+
+def _mnist(
+    shape: Shape, num_classes: int, widths: tuple[int, int, int], name: str, normalize: nn.Module | None
+) -> nn.Module:
+    channels, height, width = _image(shape, name, 28)
+    if (height, width) != (28, 28):
+        raise ValueError(f"{name} takes images of 28x28 pixels, got {height}x{width}; use {default_for(shape)}")
+    first, second, hidden = widths
+    return nn.Sequential(
+        normalize or Normalize(0.0, 1.0),
+        nn.Conv2d(channels, first, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(first, second, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(second * 7 * 7, hidden), nn.ReLU(), nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """The residual block of He et al. 2016: two 3x3 convolutions; a 1x1 one where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(),
+            nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside),
+        )  # fmt: skip
+        same = inside == outside and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(
+            nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.main(x) + self.shortcut(x))
+
+
+class GlobalMean(nn.Module):
+    """(B, C, H, W) -> (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def resnet_small(
+    shape: Shape,
+    num_classes: int,
+    width: int = 16,
+    num_blocks: int = 1,
+    *,
+    normalize: nn.Module | None = None,
+) -> nn.Module:
+    """A CIFAR ResNet of depth 6 * num_blocks + 2; by default 12.5 M multiply-adds at 3x32x32."""
+    channels, _, _ = _image(shape, "resnet-small", 8)
+    blocks, inside = [], width
+    for stage, outside in enumerate((width, 2 * width, 4 * width)):
+        for number in range(num_blocks):
+            blocks.append(Block(inside, outside, stride=2 if stage and number == 0 else 1))
+            inside = outside
+    stem = (nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(
+        normalize or _default_normalize(shape), *stem, *blocks, GlobalMean(), nn.Linear(inside, num_classes)
+    )
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "cnn-small": cnn_small,
+    "cnn-mnist": cnn_mnist,
+    "cnn-mnist-wide": cnn_mnist_wide,
+    "resnet-small": resnet_small,
+}
+
+
+def build(name: str, shape: Shape, num_classes: int, seed: int) -> nn.Module:
+    """The network of that name with the initial weights of that seed; the global generator stays as it was.
+
+    Raises ValueError for an unknown name, or a shape that the network cannot take.
+
+    >>> build("mlp", (20,), 3, seed=0)(torch.zeros(2, 20)).shape
+    torch.Size([2, 3])
+    """
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is not known; expected one of {', '.join(MODELS)}, or FILE.py:FUNCTION")
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return MODELS[name](shape, num_classes)
+
+
+def default_for(shape: Shape) -> str:
+    """The name of the network that suits inputs of this shape.
+
+    >>> default_for((1, 28, 28)), default_for((41,))
+    ('cnn-mnist', 'mlp')
+    """
+    if len(shape) != 3:
+        return "mlp"
+    return {(28, 28): "cnn-mnist", (32, 32): "resnet-small"}.get((shape[1], shape[2]), "cnn-small")
+
+
+def _image(shape: Shape, name: str, smallest: int) -> tuple[int, int, int]:
+    """(C, H, W), or ValueError."""
+    if len(shape) != 3 or min(shape[1:]) < smallest:
+        raise ValueError(
+            f"{name} takes images (C, H, W) of {smallest}x{smallest} pixels and more, got inputs "
+            f"{tuple(shape)}; use mlp for feature vectors and smaller images"
+        )
+    return shape[0], shape[1], shape[2]

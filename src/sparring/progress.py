@@ -1,0 +1,48 @@
+"""How far is it? A bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressLine:
+    """Counts up on standard error: `with ProgressLine("training") as line: line.show(3, "loss 0.2", total=100)`."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.started = title, time.monotonic()
+        self.said = self.started
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self.bar = Progress(*columns, *left, console=self.console, transient=True)
+            self.task = self.bar.add_task(title, total=None, note="")
+
+    def __enter__(self) -> ProgressLine:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, done: int, note: str = "", *, total: int) -> None:
+        """`done` of `total`, with a remark; without a terminal at most a line every ten seconds."""
+        now = time.monotonic()
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total, note=note)
+        elif now - self.said >= SECONDS_BETWEEN_LINES:
+            self.said, left = now, (now - self.started) / max(1, done) * (total - done)
+            line = f"{self.title}: {done}/{total}, {now - self.started:.0f} s, about {left:.0f} s left {note}"
+            print(line.rstrip(), file=sys.stderr, flush=True)

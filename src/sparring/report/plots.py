@@ -1,0 +1,124 @@
+"""Plots as inline SVG and inputs as inline PNG. Plots take their colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
+
+from sparring.report.results import Run
+
+# Stand-ins for the colours of the page, var(--s0) and so on; marker and dashes carry the meaning too.
+_INK = "#010203"
+_SERIES = tuple(f"#0a0b{i:02x}" for i in range(6))
+_MARKERS, _DASHES = "os^Dv*", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+_CURVE, _HISTORY = ("radius", "value", "low", "high"), ("train_loss", "clean_accuracy", "robust_accuracy")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10.5, "text.usetex": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.15,
+    "axes.titlelocation": "left", "axes.titlesize": 10.5, "legend.frameon": False, "legend.fontsize": 9.5,
+    "lines.linewidth": 1.8, "lines.markersize": 4.5, **dict.fromkeys(_INKED, _INK),
+}  # fmt: skip
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.S)
+    head, _, body = svg.partition(">")
+    svg = re.sub(r' (xmlns(:xlink)?|width|height|version)="[^"]*"', "", head) + ">" + body
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(_INK, "currentColor")
+    svg = re.sub(r"font-family: [^;\"]*|'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    for i, colour in enumerate(_SERIES):
+        svg = svg.replace(colour, f"var(--s{i})")
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+
+
+def security_curve(runs: Sequence[Run], radius: float | None, label: str) -> Markup:
+    """Accuracy against the radius, one line with its 95 % band per model, the threat's radius marked."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "curve"}):
+        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        for i, run in enumerate(runs):
+            x, y, low, high = ([p[k] for p in run.results["curve"]] for k in _CURVE)
+            colour = _SERIES[i % 6]
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+            axes.plot(x, y, color=colour, linestyle=_DASHES[i % 6], marker=_MARKERS[i % 6])
+        if radius is not None:
+            axes.axvline(radius, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
+            axes.text(radius, 1.03, "this report", ha="center", va="bottom", fontsize=9.5)
+        _percent_axis(axes)
+        axes.set_xlabel("radius: how much may change")
+        axes.set_title("right under attack", pad=18)
+        return _svg(figure, label)
+
+
+def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series: int, label: str) -> Markup:
+    """Training loss above, validation accuracy below, the best epoch marked."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"learning{series}"}):
+        figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+        epoch = [_number(line.get("epoch")) for line in history]
+        loss, clean, robust = ([_number(line.get(key)) for line in history] for key in _HISTORY)
+        look: dict[str, Any] = {"color": _SERIES[series % 6], "marker": "o" if len(history) < 25 else ""}
+        top.plot(epoch, loss, **look)
+        if np.isfinite(clean).any():
+            bottom.plot(epoch, clean, linestyle=_DASHES[1], mfc="none", label="clean", **look)
+        if np.isfinite(robust).any():
+            bottom.plot(epoch, robust, label="under attack", **look)
+        for axes in (top, bottom) if best is not None and best >= 0 else ():
+            axes.axvline(best, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="best epoch")
+        _percent_axis(bottom)
+        top.set_title("training loss")
+        bottom.set_title("validation accuracy")
+        bottom.set_xlabel("epoch")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower center", ncols=3, handles=bottom.get_legend_handles_labels()[0])
+        return _svg(figure, label)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _png(pixels: np.ndarray) -> str:
+    """(H, W, 3) shares of full brightness, as a data address."""
+    file = io.BytesIO()
+    whole = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+    imsave(file, whole, format="png", metadata={"Software": ""})  # the default names the version of matplotlib
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def pictures(x: np.ndarray, x_adv: np.ndarray, low: float, high: float) -> dict[str, Any] | None:
+    """Clean, change and adversarial image (C, H, W) with C 1 or 3 as PNG; None when the input is no image."""
+    if x.ndim != 3 or x.shape[0] not in (1, 3):
+        return None
+    span, change = high - low or 1.0, x_adv - x
+    factor = span / (2 * float(np.abs(change).max()) or 1.0)
+    middle = 0.5 + change * factor / span
+    shown = matplotlib.colormaps["PuOr"](0.1 + 0.8 * middle[0])[..., :3] if len(x) == 1 else middle.transpose(1, 2, 0)
+    rgb = [np.broadcast_to((v - low) / span, (3, *x.shape[1:])).transpose(1, 2, 0) for v in (x, x_adv)]
+    return {"clean": _png(rgb[0]), "change": _png(shown), "adversarial": _png(rgb[1]), "factor": factor}
+
+
+def most_changed(x: np.ndarray, x_adv: np.ndarray, count: int = 6) -> list[dict[str, float]]:
+    """The entries that changed most, largest first."""
+    before, after = x.ravel().astype(float), x_adv.ravel().astype(float)
+    order = np.argsort(-np.abs(after - before), kind="stable")[:count]
+    return [{"feature": int(i), "before": before[i], "after": after[i]} for i in order if after[i] != before[i]]

@@ -1,0 +1,220 @@
+"""Run folders: training into one, resuming it to the same bits, and loading what it made.
+
+A folder holds config.json (the settings and the data's shape), checkpoint.pt (everything needed to go on),
+metrics.jsonl (a line per epoch), training.json (how it ended), and best / last / averaged.safetensors: plain state
+dicts, usable without Sparring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from sparring.attacks.text import parse_attacks
+from sparring.data import Batches, Dataset, hold_out
+from sparring.data import load as load_data
+from sparring.evaluation.robustness import evaluate
+from sparring.experiment import Experiment
+from sparring.files import read_json, write_atomically, write_json, write_text
+from sparring.models import build, from_file, load_weights
+from sparring.threats import parse_threat
+from sparring.training.loop import TrainingResult, TrainingState, Weights, train
+from sparring.training.schedules import SCHEDULES, Ramp
+
+VALIDATION_ATTACK = parse_attacks("pgd:num_steps=10,step=0.25")
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+Observe = Callable[[TrainingState], bool | None]
+
+
+def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = None) -> TrainingResult:
+    """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
+    data = load_data(experiment.data)
+    experiment = experiment.completed(data.shape)
+    model = _model(experiment, data.shape, data.num_classes)
+    config = {
+        "experiment": dataclasses.asdict(experiment),
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+    }
+    write_json(out / "config.json", config)
+    return _run(experiment, data, model, out, None, observe)
+
+
+def resume_run(out: Path, *, observe: Observe | None = None) -> TrainingResult:
+    """Goes on with the run in `out` where its last checkpoint is; from the start when it has none."""
+    experiment = read_config(out)
+    data = load_data(experiment.data)
+    model = _model(experiment, data.shape, data.num_classes)
+    checkpoint = out / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
+    return _run(experiment, data, model, out, state, observe)
+
+
+def read_config(run: Path) -> Experiment:
+    """The settings of a run folder."""
+    return Experiment(**_config(run)["experiment"])
+
+
+def load(run: str | Path, which: str = "best") -> nn.Module:
+    """The trained model of a run folder, in eval mode on the CPU; `which` is best, last or averaged.
+
+    Raises ValueError when the folder holds no such weights.
+    """
+    run = Path(run)
+    config, weights = _config(run), run / f"{which}.safetensors"
+    if not weights.exists():
+        there = sorted(p.stem for p in run.glob("*.safetensors"))
+        raise ValueError(
+            f"{run} has no {which}.safetensors; it has {', '.join(there) or 'no weights yet: train first'}"
+        )
+    experiment = dataclasses.replace(Experiment(**config["experiment"]), weights=None)
+    model = _model(experiment, tuple(config["shape"]), config["num_classes"])
+    load_weights(model, weights)
+    return model.eval()
+
+
+def training_record(run: Path, which: str) -> dict[str, Any]:
+    """What results.json tells about the training of a run."""
+    record = read_json(run / "training.json", "how the training ended")
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {**record, "checkpoint": which, "config": _config(run)["experiment"], "history": history}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` becomes the fastest device there is; raises ValueError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if there[d]))
+    if not there.get(name):
+        raise ValueError(f"device {name!r} is not available here; there is {', '.join(d for d in there if there[d])}")
+    return torch.device(name)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    if not (run / "config.json").exists():
+        raise ValueError(f"{run} is no run folder: it has no config.json; make one with sparring train --out {run}")
+    return read_json(run / "config.json", "the settings of a run")
+
+
+def _model(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    assert experiment.model is not None
+    if ":" in experiment.model:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(experiment.seed)
+            model = from_file(experiment.model)
+    else:
+        model = build(experiment.model, shape, num_classes, experiment.seed)
+    if experiment.weights:
+        load_weights(model, Path(experiment.weights))
+    return model
+
+
+def _run(
+    experiment: Experiment,
+    data: Dataset,
+    model: nn.Module,
+    out: Path,
+    state: dict[str, Any] | None,
+    observe: Observe | None,
+) -> TrainingResult:
+    e, device = experiment, pick_device(experiment.device)
+    model.to(device)
+    keep, held = hold_out(data.y_train, min(0.1, e.held_out / len(data.y_train)), seed=e.seed)
+    x, y = data.x_train.to(device), data.y_train.to(device)
+    assert e.epochs is not None and e.batch_size is not None and e.radius_ramp is not None and e.schedule is not None
+    batches = Batches(
+        x[keep], y[keep], e.batch_size, seed=e.seed, shuffle=True, crop=e.crop or 0, flip=bool(e.flip),
+        drop_last=len(keep) >= e.batch_size,
+    )  # fmt: skip
+    validation = Batches(x[held], y[held], 500)
+    threat = parse_threat(e.threat)
+
+    def validate(candidate: Any) -> dict[str, float]:
+        found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())
+        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
+
+    saved = time.monotonic()
+
+    def watch(now: TrainingState) -> bool | None:
+        nonlocal saved
+        stop = observe(now) if observe else None
+        if stop or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            _save_state(out, now)
+            saved = time.monotonic()
+        return stop
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(e.seed)
+        result = train(
+            model, batches, e.build_recipe(), _optimizer(e, model), num_epochs=e.epochs, validate=validate,
+            score="clean_accuracy" if e.recipe == "standard" else "robust_accuracy", schedule=SCHEDULES[e.schedule],
+            radius_schedule=Ramp(e.radius_ramp), averaging=e.averaging, seed=e.seed, resume=state,
+            save=lambda now: _save_epoch(out, now), observe=watch,
+        )  # fmt: skip
+    _finish(out, e, result)
+    return result
+
+
+def _optimizer(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
+    assert experiment.learning_rate is not None and experiment.weight_decay is not None
+    rate, decay = experiment.learning_rate, experiment.weight_decay
+    if experiment.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+
+
+def _save_state(out: Path, state: TrainingState) -> None:
+    write_atomically(out / "checkpoint.pt", lambda stream: torch.save(state.to_dict(), stream))
+
+
+def _save_epoch(out: Path, state: TrainingState) -> None:
+    """After an epoch: the checkpoint, the history, and the weights so far."""
+    _save_state(out, state)
+    _save_history(out, state.history)
+    if state.best_epoch == state.epoch - 1:
+        _save_weights(out / "best.safetensors", state.best)
+    _save_weights(out / "last.safetensors", state.model.state_dict())
+
+
+def _save_history(out: Path, history: list[dict[str, float]]) -> None:
+    write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+
+def _save_weights(path: Path, weights: Weights) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(path, lambda stream: stream.write(to_safetensors(plain)))
+
+
+def _finish(out: Path, experiment: Experiment, result: TrainingResult) -> None:
+    """How the run ended, and all its weights."""
+    _save_history(out, result.history)
+    for name in ("best", "last", "averaged"):
+        weights = getattr(result, name)
+        if weights is not None:
+            _save_weights(out / f"{name}.safetensors", weights)
+    by_epoch = {int(line["epoch"]): line for line in result.history}
+    write_json(
+        out / "training.json",
+        {
+            "recipe": experiment.recipe,
+            "recipe_settings": experiment.recipe_options,
+            "epochs": experiment.epochs,
+            "seconds": round(result.seconds, 3),
+            "best_epoch": result.best_epoch,
+            "best": by_epoch.get(result.best_epoch),
+            "last": result.history[-1] if result.history else None,
+            "stopped": result.stopped,
+        },
+    )

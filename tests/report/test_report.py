@@ -1,0 +1,413 @@
+"""The report page: what it says, what it refuses, and that it stays one harmless file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparring.report import write_report
+from sparring.report.compare import compare, paired, unpaired
+from sparring.report.plots import most_changed, pictures
+from sparring.report.results import read_run
+from sparring.report.words import duration, points, read_threat
+
+N = 400
+CLASSES = ["aeroplane", "car", "bird", "cat"]
+
+
+def share(right: np.ndarray) -> dict[str, Any]:
+    """A block of value, Wilson interval, n and count."""
+    n, count, z = len(right), int(right.sum()), 1.959963984540054
+    p, middle = count / n, (count / n + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n, "count": count}
+
+
+def history(hard: bool, epochs: int = 20) -> list[dict[str, Any]]:
+    lines = []
+    for e in range(1, epochs + 1):
+        fall = max(0, e - 12) * 0.008
+        robust = 0.62 * (1 - math.exp(-e / 4)) - fall if hard else 0.05
+        loss, clean = 1.8 * math.exp(-e / 8) + 0.3 * hard, 0.97 - 0.5 * math.exp(-e / 3)
+        lines.append({"epoch": e, "step": e * 50, "learning_rate": 0.1, "radius_factor": 1.0, "seconds": 2.0 * e,
+                      "train_loss": loss, "clean_accuracy": clean, "robust_accuracy": robust})  # fmt: skip
+    return lines
+
+
+def write_run(folder: Path, name: str, clean: np.ndarray, robust: np.ndarray, shape: tuple[int, ...] = (3, 16, 16),
+              **changes: Any) -> Path:  # fmt: skip
+    """A schema-true folder: the accuracies follow from `clean` and `robust`, bools per example."""
+    folder.mkdir(parents=True, exist_ok=True)
+    n, hard = len(clean), bool(robust.mean() > 0.3)
+    labels = np.arange(n) % len(CLASSES)
+    lines = history(hard)
+    best = max(lines, key=lambda line: line["robust_accuracy"])
+    turned = np.flatnonzero(clean & ~robust)
+    slope = -255 / 8 * math.log(max(robust.mean(), 0.01) / max(clean.mean(), 0.01))
+    curve = [{"radius": r / 255, **share(clean & (np.arange(n) % 97 / 97 < math.exp(-r / 255 * slope)))}
+             for r in (0, 2, 4, 8, 16, 32)]  # fmt: skip
+    results = {
+        "schema": "sparring.results/1", "name": name, "version": "0.1.0", "created": "2026-01-02T03:04:05+00:00",
+        "command": f"sparring evaluate runs/{name} --threat linf:8/255",
+        "model": {"name": "small_cnn", "parameters": 123456, "weights": "best.safetensors", "sha256": "ab" * 32},
+        "data": {"name": "toy", "split": "test", "shape": list(shape), "class_names": CLASSES},
+        "threat": "linf:8/255", "seed": 0,
+        "threat_settings": {"type": "Linf", "radius": 8 / 255, "low": 0.0, "high": 1.0, "mask": None},
+        "clean_accuracy": share(clean), "robust_accuracy": share(robust),
+        "attacks": [
+            {"name": a, "settings": {"num_steps": s}, "ran_on": int(clean.sum()), "broke": len(turned) // 2,
+             "robust_after": float(robust.mean()),
+             "rejected": {"outside_set": 0, "outside_domain": 0, "not_finite": 0, "not_reproduced": 0},
+             "cost": {"forwards": 5000 * s, "backwards": 4600 * s, "seconds": 0.7 * s}}
+            for a, s in (("fgsm", 1), ("pgd", 40))
+        ],
+        "attack_success": share(~robust[clean]) if clean.any() else None, "curve": curve, "curve_attacks": ["pgd"],
+        "per_class": [{"label": k, "name": c, "n": int((labels == k).sum()), "clean": float(clean[labels == k].mean()),
+                       "robust": float(robust[labels == k].mean())} for k, c in enumerate(CLASSES)],
+        "findings": [], "cost": {"forwards": 900_000, "backwards": 800_000, "seconds": 75.0},
+        "training": {"recipe": "pgd_at" if hard else "standard", "recipe_settings": {}, "epochs": 20,
+                     "seconds": 600.0 if hard else 80.0, "best_epoch": best["epoch"], "best": best, "last": lines[-1],
+                     "checkpoint": "best", "stopped": None, "config": {"batch_size": 128}, "history": lines},
+        "environment": {"python": "3.12", "torch": "2.8", "platform": "linux", "device": "cpu", "threads": 2},
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps({**results, **changes}), encoding="utf-8")
+    write_examples(folder / "examples.csv", labels, clean, robust)
+    draw = np.random.default_rng(len(turned))
+    g = turned[:6]
+    x = np.clip(np.linspace(0, 1, math.prod(shape)).reshape(shape) + 0.1 * draw.random((len(g), *shape)), 0, 1)
+    x_adv = np.clip(x + 8 / 255 * np.sign(draw.standard_normal(x.shape)), 0, 1)
+    np.savez(folder / "gallery.npz", index=g, x=x.astype("f4"), x_adv=x_adv.astype("f4"), label=labels[g],
+             clean_prediction=labels[g], clean_confidence=np.full(len(g), 0.98, "f4"),
+             adversarial_prediction=(labels[g] + 1) % 4,
+             adversarial_confidence=np.full(len(g), 0.87, "f4"))  # fmt: skip
+    return folder
+
+
+def write_examples(path: Path, labels: np.ndarray, clean: np.ndarray, robust: np.ndarray) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["index", "label", "clean_prediction", "clean_confidence", "robust", "broken_by",
+                      "adversarial_prediction", "adversarial_confidence", "size"])  # fmt: skip
+        for i, (y, c, r) in enumerate(zip(labels, clean, robust, strict=True)):
+            turned = [["pgd", (y + 1) % 4, 0.9, 0.03], ["", "", "", ""]][int(r or not c)]
+            out.writerow([i, y, y if c else (y + 1) % 4, 0.95, int(r), *turned])
+
+
+def right(count: int, n: int = N, shift: int = 0) -> np.ndarray:
+    """`count` of n True, beginning at `shift`."""
+    return np.roll(np.arange(n) < count, shift)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Standard: 390 clean, 12 robust. Hardened: 380 clean (15 lost, 5 gained), 240 robust."""
+    hardened = right(380, shift=15)
+    return [write_run(tmp_path / "standard", "Standard", right(390), right(12)),
+            write_run(tmp_path / "hardened", "Hardened", hardened, hardened & right(240, shift=15))]  # fmt: skip
+
+
+def text_of(page: Path) -> str:
+    """What a reader sees, spaces made plain."""
+    body = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.S)
+    return re.sub(r"\s+", " ", body.replace("\u2019", "'").replace("\N{MINUS SIGN}", "-"))
+
+
+class Links(HTMLParser):
+    """Collects every address, the tags, and the headings' levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "action", "data")]
+
+
+def parsed(page: Path) -> Links:
+    links = Links()
+    links.feed(page.read_text(encoding="utf-8"))
+    return links
+
+
+def test_page_is_one_file_that_loads_nothing(pair: list[Path], tmp_path: Path) -> None:
+    out = write_report(pair, tmp_path / "new" / "report.html")
+    text, links = out.read_text(encoding="utf-8"), parsed(out)
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+    assert len([a for a in links.addresses if a.startswith("data:image/png;base64,")]) == 2 * 6 * 3
+    assert all(a.startswith(("data:image/png;base64,", "#")) for a in links.addresses)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
+    assert all(a.startswith("#p") or a.startswith("#m") or a.startswith("data:") for a in links.addresses)
+
+
+def test_page_is_accessible(pair: list[Path], tmp_path: Path) -> None:
+    out = write_report(pair, tmp_path / "r.html")
+    text, tags = out.read_text(encoding="utf-8"), parsed(out).tags
+    levels = [int(t[1]) for t in tags if re.fullmatch("h[1-6]", t)]
+    assert '<html lang="en">' in text and "<title>How robust are Standard and Hardened?</title>" in text
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 3
+    assert all("alt=" in image for image in re.findall("<img[^>]*>", text))
+    assert text.count("<figure") == text.count("<figcaption")
+
+
+def test_plots_take_the_colours_of_the_page(pair: list[Path], tmp_path: Path) -> None:
+    text = write_report(pair, tmp_path / "r.html").read_text(encoding="utf-8")
+    plots = "".join(re.findall(r'<svg role="img".*?</svg>', text, flags=re.S))
+    assert "currentColor" in plots and "var(--s0)" in plots and "var(--s1)" in plots
+    assert not re.findall(r"#[0-9a-f]{6}\b(?!\w)", re.sub(r'#[pm][0-9a-f]+|id="[^"]*"', "", plots))
+
+
+def test_same_input_same_bytes(pair: list[Path], tmp_path: Path) -> None:
+    first, second = (write_report(pair, tmp_path / f"{i}.html") for i in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_numbers_on_the_page(pair: list[Path], tmp_path: Path) -> None:
+    text = text_of(write_report(pair, tmp_path / "r.html"))
+    assert "Standard: 97.5 % right on clean inputs, 3.0 % under attack." in text
+    assert "Hardened: 95.0 % right on clean inputs, 60.0 % under attack." in text
+    assert "Hardening gained 57.0 points under attack, at the price of 2.5 points on clean inputs" in text
+    assert "with 7.5 times the training time" in text
+    assert "95.5 to 98.6 %" in text and "55.1 to 64.7 %" in text  # Wilson, n = 400, counts 390 and 240
+    assert "Of the same 400 examples, 5 became right and 15 became wrong (McNemar's exact test, p = 0.041)" in text
+    assert "Every colour value of every pixel may change by at most 8/255, which is 3.1 % of its range." in text
+    assert "aeroplane (98.0 %) → car (87.0 %) example 12, in truth aeroplane" in text
+    assert "This is robust overfitting" in text and "epoch 12" in text
+
+
+def test_difference_within_chance_is_called_so(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", "A", right(300), right(100)),
+            write_run(tmp_path / "b", "B", right(300, shift=3), right(100))]  # fmt: skip
+    text = text_of(write_report(runs, tmp_path / "r.html"))
+    assert "Hardening made no difference under attack beyond chance, with no clear change on clean inputs" in text
+    assert "3 became right and 3 became wrong (McNemar's exact test, p = 1.00). Within chance:" in text
+    assert "Chance alone hardly" not in text
+
+
+def test_paired_change_against_hand_computation() -> None:
+    # 10 examples: 1 lost, 7 gained. Exact test: 2 * (1 + 8) / 2**8.
+    change = paired([True, True] + [False] * 8, [True, False] + [True] * 7 + [False])
+    assert (change.lost, change.gained, change.n) == (1, 7, 10)
+    assert change.p == pytest.approx(18 / 256)
+    assert change.difference == pytest.approx(0.6) and change.within_chance
+    spread = 1.959963984540054 * math.sqrt((9 - 36 / 12) / 12**2)  # Agresti-Min with n + 2 = 12
+    assert (change.low, change.high) == pytest.approx((0.5 - spread, 0.5 + spread))
+
+
+def test_unpaired_interval_against_published_value() -> None:
+    # Newcombe (1998), example (a): 56/70 against 48/80, method 10 gives 0.0524 to 0.3339.
+    change = unpaired(share(right(48, 80)), share(right(56, 70)))
+    assert (change.low, change.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert change.p is None and not change.within_chance
+
+
+def test_pairing_uses_the_shared_examples_only(pair: list[Path]) -> None:
+    rows = (pair[1] / "examples.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (pair[1] / "examples.csv").write_text(rows[0] + "".join(rows[101:]), encoding="utf-8")  # 100 to 399
+    effect = compare(read_run(pair[0]), read_run(pair[1]))
+    assert effect["clean"].n == 300 and (effect["clean"].lost, effect["clean"].gained) == (0, 5)
+    assert "300 examples" in effect["cautions"][0]
+
+
+@pytest.mark.parametrize("what", ["no csv", "other labels", "other data"])
+def test_what_cannot_be_paired_is_said(pair: list[Path], what: str, tmp_path: Path) -> None:
+    if what == "no csv":
+        (pair[0] / "examples.csv").unlink()
+    elif what == "other labels":
+        write_examples(pair[0] / "examples.csv", np.full(N, 3), right(N), right(5))
+    else:
+        changed = json.loads((pair[1] / "results.json").read_text()) | {"data": {"name": "other", "shape": [3, 16, 16]}}
+        (pair[1] / "results.json").write_text(json.dumps(changed))
+    effect = compare(read_run(pair[0]), read_run(pair[1]))
+    assert effect["robust"].p is None and effect["robust"].difference == pytest.approx(0.57)
+    text = text_of(write_report(pair, tmp_path / "r.html"))
+    assert "could not be paired" in text and "McNemar's exact test, p " in text and "became right" not in text
+
+
+def test_classes_that_lost_most(pair: list[Path], tmp_path: Path) -> None:
+    labels = np.arange(N) % 4
+    write_examples(pair[0] / "examples.csv", labels, right(N), right(0))
+    write_examples(pair[1] / "examples.csv", labels, (labels != 2) | (np.arange(N) > 200), labels != 1)
+    text = text_of(write_report(pair, tmp_path / "r.html"))
+    assert re.search(r"Lost most on clean inputs: bird \(-5[01]\.0 points\)\. Gained least", text)
+    assert "Gained least under attack: car (0.0 points, within chance); " in text
+
+
+def test_text_from_files_is_escaped(pair: list[Path], tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>$x_{$"
+    for folder in pair:
+        results = json.loads((folder / "results.json").read_text())
+        results["data"]["class_names"] = [evil] * 4
+        for entry in results["per_class"] + results["attacks"]:
+            entry["name"] = evil
+        finding = {"name": evil, "sentence": evil, "numbers": {evil: evil}}
+        results |= {"name": evil, "command": evil, "findings": [finding]}
+        results["training"] |= {"recipe": evil, "stopped": evil, "config": {evil: evil}}
+        (folder / "results.json").write_text(json.dumps(results))
+    out = write_report(pair, tmp_path / "r.html", title=evil)
+    text, links = out.read_text(encoding="utf-8"), parsed(out)
+    assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
+    assert "script" not in links.tags and "x" not in links.addresses
+    assert f"{'&lt;script&gt;alert(1)&lt;/script&gt;'}" in text and " (2)" in text
+
+
+def test_findings_and_rejected_results_are_visible(tmp_path: Path) -> None:
+    finding = {"name": "weak_gradient", "sentence": "The gradient vanishes.", "numbers": {"share": 0.25}}
+    run = write_run(tmp_path / "a", "A", right(390), right(12), findings=[finding])
+    results = json.loads((run / "results.json").read_text())
+    results["attacks"][1]["rejected"]["outside_set"] = 7
+    (run / "results.json").write_text(json.dumps(results))
+    text = text_of(write_report([run], tmp_path / "r.html"))
+    before_details = text[: text.index("What was tried")]
+    assert "weak gradient. The gradient vanishes. share 0.25" in before_details
+    assert "7 results of pgd were rejected." in before_details and "outside set: 7" in before_details
+
+
+def test_settings_to_repeat_it_are_there(pair: list[Path], tmp_path: Path) -> None:
+    text = text_of(write_report(pair, tmp_path / "r.html"))
+    for needle in ("sparring evaluate runs/Hardened", "batch_size", "num_steps", "linf:8/255", "threads", "ab" * 32):
+        assert needle in text
+
+
+def test_missing_parts_are_left_out_with_a_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "A", right(390), right(12), training=None, command=None)
+    (run / "gallery.npz").unlink()
+    (run / "examples.csv").unlink()
+    text = text_of(write_report([run], tmp_path / "r.html"))
+    assert "gallery.npz is missing" in text and "without a record of the training" in text
+    assert "started from Python" in text and "What hardening changed" not in text
+
+
+def test_sparse_but_valid_results(tmp_path: Path) -> None:
+    """Only what a page needs: nothing was attacked, nothing right, a threat of its own, an empty history."""
+    bare = {"attacks": [], "curve": [], "per_class": [], "threat": "words:2 of 5", "model": {}, "cost": None,
+            "environment": None, "attack_success": None}  # fmt: skip
+    run = write_run(tmp_path / "a", "A", right(0, 9), right(0, 9), **bare)
+    results = json.loads((run / "results.json").read_text())
+    results["training"] |= {"history": [], "best": {}, "last": {}, "best_epoch": -1, "stopped": "It was interrupted."}
+    (run / "results.json").write_text(json.dumps(results))
+    text = text_of(write_report([run], tmp_path / "r.html"))
+    assert "within this threat model: words:2 of 5." in text and "No attack was run." in text
+    assert "No example was turned" in text and "No record of the single epochs" in text
+    assert "It was interrupted." in text and "Security curve" not in text
+
+
+def test_history_without_validation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "A", right(390), right(12))
+    results = json.loads((run / "results.json").read_text())
+    lines = [{"epoch": line["epoch"], "train_loss": line["train_loss"]} for line in results["training"]["history"]]
+    results["training"] |= {"history": lines, "best": {}, "last": lines[-1], "best_epoch": -1}
+    (run / "results.json").write_text(json.dumps(results))
+    text = write_report([run], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert ">training loss<" in text and ">under attack</text>" not in text and ">best epoch<" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("results.json", None, "is not there"),
+        ("results.json", '{"schema": "spar', "not valid JSON"),
+        ("results.json", "[]", "got list"),
+        ("results.json", '{"schema": "sparring.results/9"}', "sparring.results/9"),
+        ("results.json", '{"schema": "sparring.results/1"}', "a str at name, got None"),
+        ("examples.csv", "index,label\n0,1\n", "clean_prediction"),
+        ("gallery.npz", "no archive", "npz without pickle"),
+    ],
+)
+def test_broken_files_are_refused(pair: list[Path], tmp_path: Path, file: str, content: str | None, says: str) -> None:
+    broken, out = pair[1] / file, tmp_path / "out" / "r.html"
+    broken.unlink()
+    if content is not None:
+        broken.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        write_report(pair, out)
+    assert str(broken) in str(caught.value) and "sparring evaluate" in str(caught.value)
+    assert not out.exists()
+
+
+def test_numbers_that_are_none_are_refused(pair: list[Path], tmp_path: Path) -> None:
+    results = json.loads((pair[0] / "results.json").read_text())
+    results["robust_accuracy"]["low"] = "<b>"
+    (pair[0] / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"robust_accuracy\.low"):
+        write_report(pair, tmp_path / "r.html")
+    with pytest.raises(ValueError, match="at least one folder"):
+        write_report([], tmp_path / "r.html")
+
+
+def test_pickle_in_the_gallery_is_not_opened(pair: list[Path], tmp_path: Path) -> None:
+    np.savez(pair[0] / "gallery.npz", index=np.array([{"a": 1}], dtype=object), x=np.zeros(1))
+    with pytest.raises(ValueError, match="without pickle"):
+        write_report(pair, tmp_path / "r.html")
+
+
+def test_flat_features_become_a_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "A", right(390), right(12), shape=(20,))
+    out = write_report([run], tmp_path / "r.html")
+    assert "img" not in parsed(out).tags and "Every feature may change" in text_of(out)
+    assert "The features that changed most" in text_of(out)
+    changed = most_changed(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.5, 1.0, -1.0, 3.1]))
+    assert [(c["feature"], c["after"]) for c in changed] == [(0 + 2, -1.0), (0, 0.5), (3, 3.1)]
+
+
+def test_pictures_magnify_the_change_to_the_full_range() -> None:
+    x = np.full((3, 4, 4), 0.5)
+    shown = pictures(x, x + 0.05, 0.0, 1.0)
+    assert shown is not None and shown["factor"] == pytest.approx(10.0)
+    assert pictures(x[:2], x[:2], 0.0, 1.0) is None and pictures(x[0], x[0], 0.0, 1.0) is None
+    assert pictures(x, x, 0.0, 1.0) is not None  # no change at all: no division by zero
+
+
+def test_words() -> None:
+    grey = read_threat("linf:0.2", [1, 8, 8])
+    assert grey.words.startswith("Every pixel may change by at most 0.2, which is 20.0\u00a0% of its range.")
+    euclid = read_threat("l2:0.5,box=none", [3, 32, 32])
+    assert "all 3072 values" in euclid.words and "all of them by 0.00902" in euclid.words and euclid.low is None
+    assert read_threat("linf:inf", [4]).radius is None and read_threat("linf:1,box=-3..3", [4]).low == -3.0
+    for odd in ("spatial", "linf:x", "linf:1/0", "l2:1,box=..", ""):
+        assert read_threat(odd, []).radius is None
+    assert points(-0.0001) == "0.0" and points(-0.041) == "\N{MINUS SIGN}4.1" and points(0.5) == "+50.0"
+    times = [duration(s).replace("\u00a0", " ") for s in (0.42, 99, 600, 7200, None)]
+    assert times == ["0.4 s", "99 s", "10 min", "2.0 h", "\N{EN DASH}"]
+
+
+def browser(folder: Path, *options: str) -> str:
+    """What Chromium writes to stdout."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    done = subprocess.run([*command, f"--user-data-dir={folder / 'profile'}", *options], check=True,
+                          capture_output=True, timeout=120)  # fmt: skip
+    return done.stdout.decode()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_browser_draws_it_without_sideways_scrolling(pair: list[Path], tmp_path: Path, width: int) -> None:
+    page, shot = write_report(pair, tmp_path / "r.html", title="A" * 200), tmp_path / "r.png"
+    browser(tmp_path, f"--screenshot={shot}", f"--window-size={width},900", page.as_uri())
+    head = shot.read_bytes()
+    assert head[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", head[16:24]) == (width, 900)
+    assert len(head) > 15_000  # a page of one colour has less than 5 kB
+    open_page = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    open_page = open_page.replace("<details>", "<details open>")
+    measure = "<script>parent.postMessage(innerWidth + ' ' + document.documentElement.scrollWidth, '*')</script></body>"
+    (tmp_path / "inner.html").write_text(open_page.replace("</body>", measure), encoding="utf-8")
+    frame = f"<iframe src=inner.html style='border:0;width:{width}px;height:900px'></iframe>"
+    (tmp_path / "outer.html").write_text(f"<script>onmessage = m => document.title = m.data</script>{frame}")
+    dom = browser(tmp_path, "--dump-dom", "--virtual-time-budget=5000", (tmp_path / "outer.html").as_uri())
+    assert f"<title>{width} {width}</title>" in dom

@@ -1,0 +1,134 @@
+"""The laws of the house, read from the syntax trees: who imports whom, how long, and what is never called."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sparring
+
+SOURCE = Path(sparring.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".") for path in FILES}
+
+GROUND = {"types", "noise", "geometry"}
+FIRST = {"model_state", "objectives", "threats"}
+LOWER = GROUND | FIRST | {"attacks"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "types": set(),
+    "noise": {"types"},
+    "geometry": GROUND,
+    "model_state": GROUND,
+    "objectives": GROUND,
+    "threats": GROUND | {"threats"},
+    "attacks": LOWER,
+    "training": LOWER | {"training"},
+    "evaluation": LOWER | {"evaluation"},
+    "data": GROUND | {"data"},
+    "models": GROUND | {"models"},
+    "report": {"report"},
+    "integrations": LOWER | {"integrations"},
+}
+BELOW_CLI = set(MAY_IMPORT) | {"experiment"}
+MAY_IMPORT["experiment"] = set(BELOW_CLI)
+MAY_IMPORT["cli"] = BELOW_CLI | {"cli"}
+MAY_IMPORT["__main__"] = {"cli"}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    package = ["sparring", *path.relative_to(SOURCE).parent.parts]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            # `from sparring import noise` names a room too
+            found |= {f"{whole}.{alias.name}" for alias in node.names} if whole == "sparring" else {whole}
+    return found
+
+
+def rooms(names: set[str]) -> set[str]:
+    return {name.split(".")[1] if "." in name else "" for name in names if name.split(".")[0] == "sparring"}
+
+
+def complaints(path: Path) -> list[str]:
+    room = NAMES[path].split(".")[0]
+    if room == "":  # the package's own face
+        return []
+    if room not in MAY_IMPORT:
+        return [f"{room} is a new room: say in MAY_IMPORT what it may import"]
+    return [f"{NAMES[path]} imports {other or 'the package face'}" for other in sorted(rooms(imported(path)) - MAY_IMPORT[room])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
+def test_imports_go_one_way(path: Path) -> None:
+    assert complaints(path) == []
+
+
+def test_the_face_leaves_out_the_command_line_and_the_report() -> None:
+    assert rooms(imported(SOURCE / "__init__.py")) & {"cli", "report", "integrations"} == set()
+
+
+def test_the_reader_of_imports_sees_what_is_there() -> None:
+    assert {"sparring.geometry", "sparring.noise", "torch"} <= imported(SOURCE / "threats" / "balls.py")
+    assert rooms({"sparring.attacks.attack", "torch", "sparring"}) == {"attacks", ""}
+    assert "training" not in MAY_IMPORT["evaluation"]
+    assert "evaluation" not in MAY_IMPORT["training"]
+    assert all("cli" not in others for room, others in MAY_IMPORT.items() if room not in ("cli", "__main__"))
+
+
+BANNED_MODULES = {"torchvision", "pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
+def test_nothing_unsafe(path: Path) -> None:
+    """Files that come from elsewhere must not be able to run code."""
+    assert {name.split(".")[0] for name in imported(path)} & BANNED_MODULES == set()
+    assert unsafe_calls(tree(path)) == []
+
+
+def unsafe_calls(module: ast.Module) -> list[str]:
+    found = []
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {k.arg: k.value.value for k in node.keywords if k.arg and isinstance(k.value, ast.Constant)}
+        if name in ("eval", "exec", "__import__", "os.system"):
+            found.append(name)
+        if name == "torch.load" and options.get("weights_only") is not True:
+            found.append("torch.load without weights_only=True")
+        if options.get("weights_only") is False or options.get("allow_pickle") is True or options.get("shell") is True:
+            found.append(ast.unparse(node))
+        if name in ("print", "torch.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["eval('1')", "exec('1')", "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "print(1)"],
+)
+def test_the_reader_of_calls_sees_what_is_there(code: str) -> None:
+    assert unsafe_calls(ast.parse(code))
+    assert not unsafe_calls(ast.parse("model.eval(); torch.load(p, weights_only=True); generator.manual_seed(0)"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_the_core_can_be_read_in_one_sitting() -> None:
+    core = ["types.py", "threats/balls.py", "attacks/attack.py", "attacks/catalogue.py", "training/recipes.py"]
+    lengths = {name: len((SOURCE / name).read_text(encoding="utf-8").splitlines()) for name in core}
+    assert sum(lengths.values()) < 700, lengths

@@ -1,0 +1,212 @@
+"""Balls: the whole table keeps the contract, and what is promised beyond it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from contracts import BALLS, SHAPE, THREATS, rand, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparring.noise import Noise
+from sparring.threats import L2, Ball, Linf, check_threat, format_threat, inside, parse_threat, unbounded
+
+
+@pytest.mark.parametrize("name", THREATS)
+def test_contract(name: str) -> None:
+    threat, x = THREATS[name]
+    check_threat(threat, x, num_directions=60)
+
+
+@pytest.mark.parametrize("name", [n for n in THREATS if n != "words"])
+def test_the_set_is_what_the_docstring_says(name: str) -> None:
+    """Random points, half of them far outside: bound, box and mask hold, and no argument is written to."""
+    threat, x = THREATS[name]
+    assert torch.equal(threat.realize(x, threat.null(x)), x)
+    assert torch.equal(threat.apply(x, threat.null(x)), x)
+    z = (stream(3).normal(x.shape[1:], draw=3).to(x)) * torch.tensor([0.05, 1, 20]).to(x).view(3, *[1] * (x.ndim - 1))
+    arguments = [x.clone(), z.clone()]
+    start, near, up = threat.sample(x, stream(3)), threat.project(x, z), threat.steepest(x, z)
+    adversarial = threat.realize(x, near)
+    assert torch.equal(x, arguments[0])
+    assert torch.equal(z, arguments[1])
+    for v in (start, near, up, adversarial):
+        assert v.dtype == x.dtype
+        assert v.shape == x.shape
+        assert v.data_ptr() not in (x.data_ptr(), z.data_ptr())
+    for v in (start, near):
+        assert bool(inside(threat, x, v).all())
+        if threat.low is not None:
+            assert bool((x + v >= torch.as_tensor(threat.low) - 1e-6).all())
+        if threat.high is not None:
+            assert bool((x + v <= torch.as_tensor(threat.high) + 1e-6).all())
+        if threat.mask is not None:
+            assert bool((v[~threat.mask.expand_as(v)] == 0).all())
+    if threat.low is not None:
+        assert bool((adversarial >= torch.as_tensor(threat.low)).all()), "realized inputs lie in the box to the bit"
+    assert bool(threat.valid(x, adversarial).all())
+    assert not bool((start == 0).all())
+
+
+@pytest.mark.parametrize("name", [n for n in THREATS if n != "words"])
+def test_valid_sees_what_is_not(name: str) -> None:
+    threat, x = THREATS[name]
+    spoilt = x.clone()
+    spoilt[1].view(-1)[4] = math.nan
+    assert threat.valid(x, spoilt).tolist() == [True, False, True]
+    if threat.high is not None:
+        spoilt = x.clone()
+        spoilt[2].view(-1)[0] = 2.5
+        assert threat.valid(x, spoilt).tolist() == [True, True, False]
+    if threat.mask is not None:
+        shut = (~threat.mask.expand_as(x)[0]).flatten().nonzero()[0]
+        spoilt = x.clone()
+        spoilt[0].view(-1)[shut] = 0.5 * (spoilt[0].view(-1)[shut] + 0.01)
+        assert threat.valid(x, spoilt).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_numbers_and_tensors_bound_alike(kind: str) -> None:
+    """The box may mix a number with a tensor."""
+    x = rand(*SHAPE)
+    plain = BALLS[kind](0.4, low=0.0, high=1.0)
+    mixed = BALLS[kind](0.4, low=torch.zeros(7).double(), high=1.0)
+    z = 2 * (rand(*SHAPE, seed=3) - 0.5)
+    assert torch.equal(mixed.project(x, z), plain.project(x, z))
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_take(kind: str) -> None:
+    order = torch.tensor([2, 0])
+    radius, mask = torch.tensor([0.1, 0.2, 0.3]), rand(*SHAPE) < 0.5
+    part = BALLS[kind](radius, mask=mask).take(order)
+    assert isinstance(part.radius, Tensor)
+    assert part.radius.tolist() == radius[order].tolist()
+    assert part.mask is not None
+    assert torch.equal(part.mask, mask[order])
+    shared: Ball = BALLS[kind](0.1, mask=mask[:1])
+    assert shared.take(order) is shared
+    scalar: Ball = BALLS[kind](torch.tensor(0.1))
+    assert scalar.take(order) is scalar
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"radius": -1}, "radius must not be negative, in input units such as 8/255; got -1"),
+        ({"radius": math.nan}, "got nan"),
+        ({"radius": torch.tensor([0.5, -0.5])}, "got -0.5"),
+        ({"radius": torch.tensor([0.5, math.nan])}, "got nan"),
+        ({"radius": torch.ones(3, 1)}, r"\(B,\); got shape \(3, 1\)"),
+        ({"radius": 1.0, "mask": torch.ones(1, 4)}, "mask must be bool"),
+    ],
+)
+def test_errors(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Linf(**options)
+
+
+def test_unbounded() -> None:
+    x = rand(*SHAPE)
+    for kind in BALLS.values():
+        threat = unbounded(kind, low=0.0, high=1.0)
+        z = 1e3 * (rand(*SHAPE, seed=2) - 0.5)
+        torch.testing.assert_close(threat.project(x, z), (x + z).clamp(0, 1) - x)
+        assert torch.equal(unbounded(kind, low=None, high=None).project(x, z), z)
+        with pytest.raises(ValueError, match="random start needs a finite radius; start an unbounded attack at `null`"):
+            threat.sample(x, stream(3))
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_radius_zero_leaves_nothing_to_change(kind: str) -> None:
+    """The first point of a security curve, and a warm-up's first epoch."""
+    x, none = rand(*SHAPE), BALLS[kind](torch.tensor([0.0, 0.3, 0.0]))
+    z = none.project(x, rand(*SHAPE, seed=2) - 0.5)
+    assert none.size(x, z).gt(0).tolist() == [False, True, False]
+    assert none.sample(x, stream(3)).flatten(1).abs().amax(1).gt(0).tolist() == [False, True, False]
+    assert torch.equal(BALLS[kind](0.0).project(x, z + 1), torch.zeros_like(x))
+
+
+def test_an_empty_batch() -> None:
+    x = rand(0, 2, 5)
+    for kind in BALLS.values():
+        threat = kind(0.1)
+        assert threat.project(x, x).shape == x.shape
+        assert threat.sample(x, Noise.make(0, "t", torch.arange(0))).shape == x.shape
+        assert threat.size(x, x).shape == (0,)
+
+
+# Threats as text -------------------------------------------------------------------------------------------------
+
+numbers = st.one_of(
+    st.floats(1e-6, 1e6, allow_nan=False),
+    st.integers(1, 300).map(lambda n: n / 255),
+    st.sampled_from([0.5, 0.3, 1.0, 3, 1e-8, 1e7, math.inf]),
+)
+bounds = st.one_of(
+    st.just((None, None)),
+    st.just((0.0, 1.0)),
+    st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)).filter(lambda b: b[0] < b[1]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(kind=st.sampled_from([Linf, L2]), radius=numbers, box=bounds)
+def test_text_round_trip(kind: type[Ball], radius: float, box: tuple[float | None, float | None]) -> None:
+    threat = kind(radius, low=box[0], high=box[1])
+    assert parse_threat(format_threat(threat)) == threat
+
+
+def test_format_is_what_people_write() -> None:
+    assert format_threat(Linf(8 / 255)) == "linf:8/255"
+    assert format_threat(L2(0.5)) == "l2:0.5"
+    assert format_threat(Linf(0.1, low=None, high=None)) == "linf:0.1,box=none"
+    assert format_threat(L2(1, low=-3, high=3)) == "l2:1,box=-3..3"
+    assert parse_threat("  LINF:8/255 ") == Linf(8 / 255)
+    assert parse_threat("l2:1,box=-3..3") == L2(1.0, low=-3.0, high=3.0)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        Linf(0.1, low=None, high=1.0),
+        Linf(0.1, low=0.0, high=None),
+        Linf(torch.tensor([0.1, 0.2])),
+        L2(0.1, mask=torch.ones(1, 3, dtype=torch.bool)),
+    ],
+)
+def test_what_has_no_text_is_never_shown_as_another_threat(threat: Ball) -> None:
+    text = format_threat(threat)
+    try:
+        read = parse_threat(text)
+    except ValueError:
+        return
+    assert (read.low, read.high) == (threat.low, threat.high)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("l7:0.5", "'l7:0.5' is not NAME:RADIUS with NAME one of linf, l2"),
+        ("linf", "not NAME:RADIUS"),
+        ("linf:", "not NAME:RADIUS"),
+        ("", "not NAME:RADIUS"),
+        ("linf:eight", "'eight' is not a number; right ones: linf:8/255"),
+        ("linf:8/0", "'8/0' is not a number"),
+        ("linf:0", "the radius must be above 0"),
+        ("linf:-8/255", "the radius must be above 0"),
+        ("linf:nan", "the radius must be above 0"),
+        ("linf:0.1,box=3", "box must be LOW..HIGH or none, got '3'"),
+        ("linf:0.1,box=1..0", "the box is empty, 1 is not below 0"),
+        ("linf:0.1,box=", "is no option"),
+        ("linf:0.1,low=0", "'low=0' is no option; the only one is box=LOW..HIGH or box=none"),
+        ("linf:0.1,box=..1", "'' is not a number"),
+    ],
+)
+def test_text_errors(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        parse_threat(text)

@@ -1,0 +1,310 @@
+"""Recipes against loops written by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import BALLS, NUM_CLASSES, NUM_WORDS, RECIPES, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
+from torch import Tensor, nn
+
+from sparring.attacks.catalogue import pgd
+from sparring.model_state import private_rng
+from sparring.noise import Noise
+from sparring.threats import L2, Linf
+from sparring.training.recipes import Mixed, Standard, at_radius, mixed, pgd_at, standard, trades
+
+LABELS = torch.tensor([2, 0, 3])
+X5, Y5 = rand(5, *SHAPE[1:], seed=2), torch.tensor([2, 0, 3, 1, 1])
+
+
+def climb(model: Any, x: Tensor, start: Tensor, radius: float, num_steps: int, score: Any, kind: str) -> Tensor:
+    """Projected ascent from x + start, as one writes it without a toolkit."""
+    v = (x + start).clamp(0, 1)
+    for _ in range(num_steps):
+        v = v.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(score(model(v)).sum(), v)
+        if kind == "Linf":
+            change = v.detach() + radius / 4 * grad.sign() - x
+            change = change.clamp(-radius, radius)
+        else:
+            change = v.detach() + radius / 4 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1) - x
+            change = change * (radius / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp_max(1)
+        v = (x + change).clamp(0, 1)
+    return v.detach()
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    return [g.clone() for g in torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def assert_same_step(model: nn.Module, ours: Tensor, theirs: Tensor) -> None:
+    """The same loss and the same direction for the weights."""
+    assert ours.ndim == 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    for a, b in zip(gradients(model, ours), gradients(model, theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_standard(network: nn.Module, images: Tensor, smoothing: float) -> None:
+    theirs = F.cross_entropy(network(images), LABELS, label_smoothing=smoothing)
+    assert_same_step(network, standard(Linf(0.1), label_smoothing=smoothing)(network, images, LABELS), theirs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", BALLS)
+def test_pgd_at(network: nn.Module, images: Tensor, kind: str, smoothing: float) -> None:
+    threat, noise = BALLS[kind](0.2), stream(3)
+    start = threat.sample(images, noise)
+    v = climb(network, images, start, 0.2, 5, lambda logits: F.cross_entropy(logits, LABELS, reduction="none"), kind)
+    theirs = F.cross_entropy(network(v), LABELS, label_smoothing=smoothing)
+    recipe = pgd_at(threat, num_steps=5, label_smoothing=smoothing)
+    assert_same_step(network, recipe(network, images, LABELS, noise=noise), theirs)
+    assert not torch.allclose(theirs, F.cross_entropy(network(images), LABELS, label_smoothing=smoothing))
+
+
+def test_pgd_at_starts_uniformly(network: nn.Module, images: Tensor) -> None:
+    noise = stream(3)
+    want = (images + 0.2 * (2 * noise.uniform(images.shape[1:]).double() - 1)).clamp(0, 1)
+    torch.testing.assert_close(pgd_at(Linf(0.2), num_steps=0).craft(network, images, LABELS, noise=noise), want)
+
+
+@pytest.mark.parametrize("beta", [1.0, 6.0])
+@pytest.mark.parametrize("kind", BALLS)
+def test_trades(network: nn.Module, images: Tensor, kind: str, beta: float) -> None:
+    """Against the authors' formulation: KLDivLoss of log-probabilities, summed while crafting, batchmean in the loss."""
+    noise, threat = stream(3), BALLS[kind](0.2)
+    clean = network(images).softmax(1).detach()
+    start = 0.001 * noise.normal(images.shape[1:]).double()
+    if kind == "L2":
+        start = threat.project(images, start)
+
+    def divergence(logits: Tensor) -> Tensor:
+        return F.kl_div(F.log_softmax(logits, 1), clean, reduction="none").sum(1)
+
+    v = climb(network, images, start, 0.2, 5, divergence, kind)
+    assert float((v - images).abs().max()) > 0.05
+    disagreement = nn.KLDivLoss(reduction="batchmean")(F.log_softmax(network(v), 1), F.softmax(network(images), 1))
+    theirs = F.cross_entropy(network(images), LABELS) + beta * disagreement
+    ours = trades(threat, beta=beta, num_steps=5)(network, images, LABELS, noise=noise)
+    assert_same_step(network, ours, theirs)
+    frozen = F.kl_div(F.log_softmax(network(v), 1), clean, reduction="batchmean")
+    cut = gradients(network, F.cross_entropy(network(images), LABELS) + beta * frozen)
+    assert not torch.allclose(cut[0], gradients(network, theirs)[0]), "the gradient goes through the clean prediction too"
+
+
+def test_trades_does_not_look_at_labels_while_crafting(network: nn.Module, images: Tensor) -> None:
+    recipe, noise = trades(Linf(0.1), num_steps=2), stream(3)
+    first, other = (recipe.craft(network, images, y, noise=noise) for y in (LABELS, LABELS.flip(0)))
+    assert torch.equal(first, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "attacked"), [(0.01, 1), (0.3, 2), (0.5, 2), (0.7, 4), (0.8, 4), (1.0, 5)])
+def test_mixed_share(network: nn.Module, share: float, attacked: int) -> None:
+    recipe, noise = mixed(Linf(0.1), share=share, num_steps=2), stream(5)
+    crafted = recipe.craft(network, X5, Y5, noise=noise)
+    changed = (crafted != X5).flatten(1).any(1)  # type: ignore[union-attr]
+    assert changed.tolist() == [True] * attacked + [False] * (5 - attacked)
+    whole = pgd_at(Linf(0.1), num_steps=2).craft(network, X5, Y5, noise=noise)
+    torch.testing.assert_close(crafted[:attacked], whole[:attacked])  # type: ignore[index,call-overload]
+    assert_same_step(network, recipe(network, X5, Y5, noise=noise), F.cross_entropy(network(crafted), Y5))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.1, float("nan")])
+def test_mixed_share_errors(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]; got"):
+        mixed(Linf(0.1), share=share)
+
+
+def test_mixed_takes_its_part_of_what_is_per_example(network: nn.Module) -> None:
+    """Masks and radii (B, ...) belong to the batch; the attacked share takes its own."""
+    mask, noise = rand(*X5.shape, seed=4) < 0.5, stream(5)
+    radius = torch.tensor([0.1, 0.2, 0.05, 0.1, 0.3])
+    half = mixed(Linf(radius, mask=mask), share=0.6, num_steps=2).craft(network, X5, Y5, noise=noise)
+    whole = pgd_at(Linf(radius, mask=mask), num_steps=2).craft(network, X5, Y5, noise=noise)
+    torch.testing.assert_close(half[:3], whole[:3])  # type: ignore[index,call-overload]
+
+
+def test_one_forward_sees_the_mixture(stateful: nn.Module) -> None:
+    """BatchNorm must see clean and attacked inputs together, once."""
+    sizes: list[int] = []
+    crafted = mixed(Linf(0.1), share=0.5, num_steps=1)
+    stateful.register_forward_hook(lambda module, x, out: sizes.append(len(out)) if module.training else None)
+    crafted(stateful, X5, Y5)
+    assert sizes == [5]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("craft_mode", ["eval", "train", "keep"])
+def test_craft_mode(stateful: nn.Module, snapshot: Any, images: Tensor, name: str, craft_mode: Any) -> None:
+    """What the submodules do while crafting is what was asked for, and crafting leaves no trace."""
+    if name == "standard":
+        pytest.skip("crafts nothing")
+    recipe: Any = RECIPES[name](Linf(0.1), num_steps=2, craft_mode=craft_mode)
+    found: list[list[bool]] = []
+    handle = stateful.register_forward_pre_hook(lambda module, _: found.append([m.training for m in module.modules()]))
+    own, before = [m.training for m in stateful.modules()], snapshot(stateful)
+    with private_rng(0, torch.device("cpu")):
+        recipe.craft(stateful, images, LABELS, noise=stream(3))
+    handle.remove()
+    want = {"eval": [False] * 8, "train": [True] * 8, "keep": own}[craft_mode]
+    assert len(found) >= 2
+    assert all(modes == want for modes in found)
+    assert snapshot(stateful) == before
+
+
+def test_craft_modes_find_different_examples(stateful: nn.Module, images: Tensor) -> None:
+    stateful.train()
+    found = {
+        mode: pgd_at(Linf(0.1), num_steps=2, craft_mode=mode).craft(stateful, images, LABELS, noise=stream(3))
+        for mode in ("eval", "train", "keep")
+    }
+    assert not torch.equal(found["eval"], found["train"])
+    assert torch.equal(found["train"], found["keep"]), "in train mode they are the same, dropout masks included"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_default_noise_comes_from_the_global_generator(stateful: nn.Module, images: Tensor, name: str) -> None:
+    """So the ordinary way to repeat a training run, torch.manual_seed, repeats this one."""
+    recipe = RECIPES[name](Linf(0.1), **({} if name == "standard" else {"num_steps": 1}))
+
+    def run(seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return recipe(copy.deepcopy(stateful), images, LABELS).detach()
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_given_noise_leaves_the_global_generator(network: nn.Module, images: Tensor, name: str) -> None:
+    recipe = RECIPES[name](Linf(0.1), **({} if name == "standard" else {"num_steps": 1}))
+    before = torch.get_rng_state()
+    first = recipe(network, images, LABELS, noise=stream(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(recipe(network, images, LABELS, noise=stream(3)), first)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_has_a_graph_to_every_weight_and_to_nothing_else(network: nn.Module, images: Tensor, name: str) -> None:
+    recipe = RECIPES[name](Linf(0.1), **({} if name == "standard" else {"num_steps": 1}))
+    x = images.clone()
+    recipe(network, x, LABELS, noise=stream(3)).backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in network.parameters())
+    assert x.grad is None
+    assert not x.requires_grad
+    assert torch.equal(x, images)
+
+
+@pytest.mark.parametrize("name", ["mixed", "pgd-at", "trades"])
+def test_training_pays_for_no_extra_forward(network: nn.Module, images: Tensor, name: str) -> None:
+    calls = 0
+
+    def model(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return network(x)
+
+    RECIPES[name](Linf(0.1), num_steps=4)(model, images, LABELS, noise=stream(3))
+    assert calls == {"mixed": 5, "pgd-at": 5, "trades": 1 + 4 + 2}[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("hard", [True, False], ids=["sentences", "mixtures"])
+def test_words(name: str, hard: bool) -> None:
+    """The same recipes on token ids: what is trained on are real sentences."""
+    model, x = seeded(lambda: BagOfWords(NUM_WORDS, NUM_CLASSES)), sentences()
+    threat, noise = words(hard=hard), stream(3)
+    recipe: Any = RECIPES[name](threat, **({} if name == "standard" else {"num_steps": 6}))
+    loss = recipe(model, x, LABELS, noise=noise)
+    loss.backward()
+    assert model.scores.weight.grad.abs().sum() > 0
+    if name == "standard":
+        assert_same_step(model, recipe(model, x, LABELS), F.cross_entropy(model(x), LABELS))
+        return
+    crafted = recipe.craft(model, x, LABELS, noise=noise)
+    assert crafted["ids"].dtype == torch.int64
+    assert bool(threat.valid(x, crafted).all())
+    changed = (crafted["ids"] != x["ids"]).any(1)
+    if name == "pgd-at":
+        assert bool(changed.all())
+        assert loss > F.cross_entropy(model(x), LABELS)
+        torch.testing.assert_close(loss, F.cross_entropy(model(crafted), LABELS))
+    if name == "mixed":
+        assert changed.tolist() == [True, True, False]
+    if name == "trades" and not hard:
+        # from a real sentence the divergence is flat, so only the mixture has somewhere to climb
+        assert bool(changed.any())
+
+
+# Radius schedules ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mixed", "pgd-at", "trades"])
+def test_at_radius(network: nn.Module, images: Tensor, name: str) -> None:
+    recipe = RECIPES[name](Linf(0.2), num_steps=3)
+    half = at_radius(recipe, 0.5)
+    assert half == RECIPES[name](Linf(0.1), num_steps=3)
+    assert at_radius(recipe, 1.0) is recipe
+    assert recipe == RECIPES[name](Linf(0.2), num_steps=3)
+    torch.testing.assert_close(
+        half(network, images, LABELS, noise=stream(3)),
+        RECIPES[name](Linf(0.1), num_steps=3)(network, images, LABELS, noise=stream(3)),
+    )
+
+
+def test_at_radius_of_standard_training_and_of_radii(network: nn.Module, images: Tensor) -> None:
+    recipe = standard()
+    assert at_radius(recipe, 0.3) is recipe
+    each: Any = at_radius(pgd_at(L2(torch.tensor([0.2, 0.4, 0.6]))), 0.5)
+    torch.testing.assert_close(each.attack.threat.radius, torch.tensor([0.1, 0.2, 0.3]))
+    words_at: Any = at_radius(pgd_at(words(2.0)), 0.5)
+    assert words_at.attack.threat.radius == 1.0
+
+
+def test_at_radius_zero_trains_on_clean_inputs(network: nn.Module, images: Tensor) -> None:
+    """The first step of a warm-up."""
+    loss = at_radius(pgd_at(Linf(0.2)), 0.0)(network, images, LABELS, noise=stream(3))
+    assert_same_step(network, loss, F.cross_entropy(network(images), LABELS))
+
+
+def test_at_radius_reaches_through_restarts_or_says_that_it_cannot(network: nn.Module, images: Tensor) -> None:
+    recipe = Mixed(attack=pgd(Linf(0.2), num_steps=2, restarts=2))
+    try:
+        scaled = at_radius(recipe, 0.5)
+    except (TypeError, ValueError) as error:
+        assert "threat" in str(error)
+        return
+    crafted = scaled.craft(network, images, LABELS, noise=stream(3))  # type: ignore[attr-defined]
+    assert float((crafted - images).abs().max()) <= 0.1 + 1e-9
+
+
+def test_recipes_are_frozen_records() -> None:
+    assert pgd_at(Linf(0.1)) == pgd_at(Linf(0.1))
+    assert Standard() == standard()
+    with pytest.raises(AttributeError):
+        pgd_at(Linf(0.1)).share = 0.5  # type: ignore[misc]
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    inner: Any = pgd_at(Linf(8 / 255)).attack
+    assert (inner.num_steps, inner.rule.step_size, inner.keep) == (10, 0.25, "last")
+    recipe: Any = trades(Linf(8 / 255))
+    assert (recipe.beta, recipe.attack.num_steps, recipe.attack.start.scale) == (6.0, 10, 0.001)
+    for builder in (pgd_at, mixed, trades):
+        assert "Source:" in (builder.__doc__ or "")
+
+
+def test_any_attacker_fits(network: nn.Module, images: Tensor) -> None:
+    """A hand-written function with the call of an attack."""
+
+    def flip(model: Any, x: Any, target: Tensor, *, noise: Noise | None = None) -> Any:
+        return pgd(Linf(0.1), num_steps=1)(model, 1 - x, target, noise=noise)._replace(x_adv=1 - x)
+
+    recipe = Mixed(attack=flip)
+    assert_same_step(network, recipe(network, images, LABELS), F.cross_entropy(network(1 - images), LABELS))
