@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contracts import NUM_CLASSES, SHAPE, seeded
 from torch import Tensor, nn
+
+from contracts import NUM_CLASSES, SHAPE, seeded
 
 torch.set_num_threads(1)
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from contracts import FLAT, SHAPE, rand, stream
 from scipy import optimize, stats
 
+from contracts import FLAT, SHAPE, rand, stream
 from sparring import geometry
 
 NORMS = {"linf": (geometry.linf_norm, geometry.shrink_linf), "l2": (geometry.l2_norm, geometry.shrink_l2)}
@@ -51,7 +51,7 @@ def test_shrink_gives_the_nearest_point(norm: str, radius: str, shape: tuple[int
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_shrink_equals_a_general_solver(norm: str) -> None:
-    length, shrink = NORMS[norm]
+    _, shrink = NORMS[norm]
     v = 2 * (rand(3, 4) - 0.5)
     for row, nearest in zip(v, shrink(v, 0.5), strict=True):
         if norm == "l2":
@@ -59,13 +59,15 @@ def test_shrink_equals_a_general_solver(norm: str) -> None:
         else:
             rule = {"bounds": [(-0.5, 0.5)] * 4}
         target = row.numpy()
-        found = optimize.minimize(lambda p, t=target: ((p - t) ** 2).sum(), [0.0] * 4, method="SLSQP", tol=1e-14, **rule)
+        found = optimize.minimize(
+            lambda p, t=target: ((p - t) ** 2).sum(), [0.0] * 4, method="SLSQP", tol=1e-14, **rule
+        )
         torch.testing.assert_close(nearest, torch.from_numpy(found.x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_shrink_at_the_edges(norm: str) -> None:
-    length, shrink = NORMS[norm]
+    _, shrink = NORMS[norm]
     v = 1e6 * (rand(*SHAPE) - 0.5)
     assert torch.equal(shrink(v, math.inf), v)
     zero = torch.zeros(SHAPE)
@@ -138,4 +140,6 @@ def test_uniform_l2_draws_belong_to_the_example() -> None:
     like = rand(5, 2, 5)
     whole = geometry.uniform_l2(stream(5), like, None)
     order = torch.tensor([3, 1])
-    torch.testing.assert_close(geometry.uniform_l2(stream(5).take(order), like[order], None), whole[order], rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        geometry.uniform_l2(stream(5).take(order), like[order], None), whole[order], rtol=1e-14, atol=0
+    )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import SHAPE, rand
 from torch import nn
 
+from contracts import SHAPE, rand
 from sparring.model_state import attack_mode, private_rng
 
 Snapshot = Callable[[nn.Module], dict[str, Any]]
@@ -23,7 +23,9 @@ def test_all_is_restored(stateful: nn.Module, snapshot: Snapshot, mode: Any) -> 
         assert not any(p.requires_grad for p in stateful.parameters())
         for _ in range(2):
             frozen(rand(*SHAPE))
-        assert (snapshot(stateful)["buffers"] == before["buffers"]) == (mode == "eval"), "the test must see statistics move"
+        assert (snapshot(stateful)["buffers"] == before["buffers"]) == (mode == "eval"), (
+            "the test must see statistics move"
+        )
     assert inside == {"eval": [False] * 8, "train": [True] * 8, "keep": before["modes"]}[mode]
     assert snapshot(stateful) == before
 
@@ -44,6 +46,18 @@ def test_all_is_restored_in_inference_mode(stateful: nn.Module, snapshot: Snapsh
     assert snapshot(stateful) == before
 
 
+def test_a_part_that_two_parents_share_keeps_its_own_mode() -> None:
+    """Putting modes back through `train()` would let the second parent overrule the part."""
+    shared = nn.BatchNorm1d(4)
+    model = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), shared), nn.Sequential(shared, nn.ReLU())])
+    model.train()
+    shared.eval()
+    with attack_mode(model):
+        pass
+    assert not shared.training
+    assert model[1].training
+
+
 def test_what_is_yielded_is_no_module(stateful: nn.Module) -> None:
     """So an attack inside keeps the mode chosen outside."""
     with private_rng(0, torch.device("cpu")), attack_mode(stateful, "train") as frozen:
@@ -62,7 +76,10 @@ def test_a_plain_function_passes_through() -> None:
 
 
 def test_an_unknown_mode_says_what_there_is(stateful: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"got 'evaluate', expected 'eval', 'train' or 'keep'"), attack_mode(stateful, "evaluate"):  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match=r"got 'evaluate', expected 'eval', 'train' or 'keep'"),
+        attack_mode(stateful, "evaluate"),
+    ):  # type: ignore[arg-type]
         pass
 
 

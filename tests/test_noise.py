@@ -64,7 +64,9 @@ def test_draws_belong_to_the_example(method: str) -> None:
     assert torch.equal(getattr(make(6).take(order), method)((2, 5), 3), whole[order])
     assert torch.equal(getattr(Noise.make(0, "test", order), method)((2, 5), 3), whole[order])
     assert torch.equal(getattr(make(3), method)((2, 5), 3), whole[:3])
-    assert torch.equal(getattr(make(6).restart(2).take(order), method)((4,)), getattr(make(6).restart(2), method)((4,))[order])
+    assert torch.equal(
+        getattr(make(6).restart(2).take(order), method)((4,)), getattr(make(6).restart(2), method)((4,))[order]
+    )
 
 
 def test_a_longer_draw_begins_with_the_shorter() -> None:

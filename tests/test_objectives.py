@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from contracts import NUM_CLASSES, OBJECTIVES, rand
 from torch import Tensor
 
+from contracts import NUM_CLASSES, OBJECTIVES, rand
 from sparring.objectives import Objective, Targeted, cross_entropy, kl, margin, targeted
 from sparring.types import take
 
@@ -63,7 +63,9 @@ def test_margin_is_positive_exactly_when_the_label_is_lost() -> None:
 
 def test_kl_equals_torch_distributions() -> None:
     p, q = (torch.distributions.Categorical(**kind) for kind in ({"probs": PROBABILITIES}, {"logits": LOGITS}))
-    torch.testing.assert_close(kl.score(LOGITS, PROBABILITIES), torch.distributions.kl_divergence(p, q), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        kl.score(LOGITS, PROBABILITIES), torch.distributions.kl_divergence(p, q), rtol=1e-10, atol=0
+    )
     assert torch.allclose(kl.score(LOGITS, LOGITS.softmax(1)), torch.zeros(5).double(), atol=1e-14)
     torch.testing.assert_close(kl.score(LOGITS, LABELS), cross_entropy.score(LOGITS, LABELS))
 

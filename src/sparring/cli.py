@@ -30,6 +30,7 @@ def main() -> None:
     """The entry point: runs a command and turns what goes wrong into one line and an exit code."""
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
+    sys.argv += ["--help"] if len(sys.argv) == 1 else []
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -195,7 +196,9 @@ def _train(out: Path, experiment: Any, *, resume: bool, flags: dict[str, Any] | 
 
     if resume:
         experiment = runs.read_config(out)
-        other = [k for k, v in (flags or {}).items() if k != "recipe_options" and v != getattr(experiment, k)]
+        now, asked = {**vars(experiment), **experiment.recipe_options}, dict(flags or {})
+        asked |= asked.pop("recipe_options", {})
+        other = [k for k, v in asked.items() if v != now.get(k)]
         if other:
             raise ValueError(
                 f"--resume goes on with the settings in {out}, but {', '.join(other)} differ; leave them out"
@@ -212,7 +215,7 @@ def _train(out: Path, experiment: Any, *, resume: bool, flags: dict[str, Any] | 
     best = result.history[result.best_epoch]
     _say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
-        f"{best['clean_accuracy']:.1%} clean, {best['robust_accuracy']:.1%} under a light attack (held-out training data)"
+        f"{best['clean_accuracy']:.1%} clean, {best['robust_accuracy']:.1%} under a light attack (held-out data)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,8 @@ class Experiment:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        parse_threat(self.threat)
+        if not math.isfinite(parse_threat(self.threat).radius):
+            raise ValueError(f"threat {self.threat!r}: training needs a finite radius, not an infinite one")
         _one_of("recipe", self.recipe, RECIPES)
         _one_of("optimizer", self.optimizer, (None, "adamw", "sgd"))
         _one_of("schedule", self.schedule, (None, *SCHEDULES))
@@ -67,6 +69,7 @@ class Experiment:
         for name in self.recipe_options:
             if name not in allowed:
                 raise ValueError(f"recipe {self.recipe!r} has no option {name!r}; it takes {', '.join(allowed)}")
+            _typed(name, self.recipe_options[name], allowed[name])
         return RECIPES[self.recipe](parse_threat(self.threat), **self.recipe_options)
 
     def completed(self, shape: tuple[int, ...]) -> Experiment:
@@ -92,13 +95,13 @@ PRESETS: dict[Any, dict[str, Any]] = {
 weight decay, crop and flip of Rice 2020; the triangle of Wong 2020 instead of 200 epochs; averaging of Gowal 2020."""
 
 
-def recipe_options(name: str) -> tuple[str, ...]:
-    """The options that a recipe takes, beside the threat."""
+def recipe_options(name: str) -> dict[str, str]:
+    """The options that a recipe takes, beside the threat, with the names of their types."""
     own = inspect.signature(RECIPES[name]).parameters.values()
     record = {"standard": Standard, "trades": Trades}.get(name, Mixed)
-    fields = [f.name for f in dataclasses.fields(record) if f.name not in ("attack", "share")]
-    names = [p.name for p in own if p.kind is p.KEYWORD_ONLY] + fields
-    return tuple(dict.fromkeys(names))
+    fields = {f.name: str(f.type) for f in dataclasses.fields(record) if f.name not in ("attack", "share")}
+    kinds = {p.name: str(p.annotation) for p in own if p.kind is p.KEYWORD_ONLY} | fields
+    return {key: "str" if kind == "CraftMode" else kind for key, kind in kinds.items()}
 
 
 def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class Targeted(Objective):
 
     def _wanted(self, logits: Tensor) -> Tensor:
         if isinstance(self.wanted, int):
+            if not 0 <= self.wanted < logits.shape[1]:
+                raise ValueError(f"wanted={self.wanted}, but the model has the classes 0 to {logits.shape[1] - 1}")
             return torch.full((logits.shape[0],), self.wanted, device=logits.device)
         return self.wanted.to(logits.device)
 

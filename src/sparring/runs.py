@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from sparring.attacks.text import parse_attacks
 from sparring.data import Batches, Dataset, hold_out
 from sparring.data import load as load_data
+from sparring.evaluation.preflight import preflight
 from sparring.evaluation.robustness import evaluate
 from sparring.experiment import Experiment
 from sparring.files import read_json, write_atomically, write_json, write_text
@@ -49,7 +51,14 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
         "class_names": list(data.class_names),
     }
     write_json(out / "config.json", config)
-    return _run(experiment, data, model, out, None, observe)
+    try:
+        return _run(experiment, data, model, out, None, observe)
+    except Exception:
+        if not (out / "checkpoint.pt").exists():  # nothing was learned: the folder is left as it was found
+            (out / "config.json").unlink()
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def resume_run(out: Path, *, observe: Observe | None = None) -> TrainingResult:
@@ -57,14 +66,17 @@ def resume_run(out: Path, *, observe: Observe | None = None) -> TrainingResult:
     experiment = read_config(out)
     data = load_data(experiment.data)
     model = _model(experiment, data.shape, data.num_classes)
-    checkpoint = out / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
-    return _run(experiment, data, model, out, state, observe)
+    return _run(experiment, data, model, out, _read_state(out / "checkpoint.pt"), observe)
 
 
 def read_config(run: Path) -> Experiment:
     """The settings of a run folder."""
-    return Experiment(**_config(run)["experiment"])
+    try:
+        return Experiment(**_config(run)["experiment"])
+    except TypeError as error:
+        raise ValueError(
+            f"{run / 'config.json'} holds settings of another version of Sparring ({error}); train again"
+        ) from None
 
 
 def load(run: str | Path, which: str = "best") -> nn.Module:
@@ -79,7 +91,7 @@ def load(run: str | Path, which: str = "best") -> nn.Module:
         raise ValueError(
             f"{run} has no {which}.safetensors; it has {', '.join(there) or 'no weights yet: train first'}"
         )
-    experiment = dataclasses.replace(Experiment(**config["experiment"]), weights=None)
+    experiment = dataclasses.replace(read_config(run), weights=None)
     model = _model(experiment, tuple(config["shape"]), config["num_classes"])
     load_weights(model, weights)
     return model.eval()
@@ -88,7 +100,11 @@ def load(run: str | Path, which: str = "best") -> nn.Module:
 def training_record(run: Path, which: str) -> dict[str, Any]:
     """What results.json tells about the training of a run."""
     record = read_json(run / "training.json", "how the training ended")
-    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = run / "metrics.jsonl"
+    try:
+        history = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{lines} should hold a line for each epoch, but one is not valid JSON ({error})") from None
     return {**record, "checkpoint": which, "config": _config(run)["experiment"], "history": history}
 
 
@@ -105,7 +121,24 @@ def pick_device(name: str) -> torch.device:
 def _config(run: Path) -> dict[str, Any]:
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run folder: it has no config.json; make one with sparring train --out {run}")
-    return read_json(run / "config.json", "the settings of a run")
+    config = read_json(run / "config.json", "the settings of a run")
+    if not isinstance(config, dict) or not {"experiment", "shape", "num_classes"} <= set(config):
+        raise ValueError(f"{run / 'config.json'} should hold experiment, shape and num_classes of a run; train again")
+    return config
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None when there is none yet. Runs no code from it."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # several libraries, several kinds
+        state = type(error).__name__
+    if not isinstance(state, dict) or not {"model", "optimizer", "rng", "epoch"} <= set(state):
+        held = state if isinstance(state, str) else type(state).__name__
+        raise ValueError(f"{path} is no checkpoint of a run ({held}); delete it, and --resume begins anew")
+    return state
 
 
 def _model(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -140,6 +173,8 @@ def _run(
     )  # fmt: skip
     validation = Batches(x[held], y[held], 500)
     threat = parse_threat(e.threat)
+    if any(finding.name == "probabilities" for finding in preflight(model, *next(iter(validation)), threat).findings):
+        raise ValueError("the model returns probabilities; training needs logits: leave its softmax out, the loss has it")
 
     def validate(candidate: Any) -> dict[str, float]:
         found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())

@@ -5,7 +5,6 @@ Letters in shapes: B batch, K classes, *X one input, *Z one perturbation. The ba
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -48,7 +47,10 @@ class Attacker(Protocol):
     """Anything that can be called like an attack. A hand-written function qualifies."""
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Any = None) -> AttackResult:
-        """Search around `x` (B, *X); `target` is labels (B,) or probabilities (B, K)."""
+        """Search around `x` (B, *X); `target` is labels (B,) or probabilities (B, K).
+
+        `noise` is a `Noise`: `noise.uniform(shape, draw=0)` in [0, 1) and `noise.normal(shape, draw=0)`, (B, *shape).
+        """
         ...
 
 
@@ -91,19 +93,3 @@ def device_of(x: Inputs) -> torch.device:
 def labels_of(target: Tensor) -> Tensor:
     """Labels (B,): the target itself, or the argmax of probabilities (B, K)."""
     return target.argmax(1) if target.ndim == 2 else target
-
-
-def describe(value: Any) -> Any:
-    """A record as JSON-ready data, for results files: type name and fields, tensors by shape and range."""
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "min": value.min().item(), "max": value.max().item()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "__name__", type(value).__name__)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
 from sparring.attacks.attack import Attack, uniform
 from sparring.attacks.catalogue import CATALOGUE, bim, fgsm, mi_fgsm, pgd
 from sparring.attacks.combine import Restarts
@@ -57,7 +57,9 @@ def test_momentum_by_hand(network: nn.Module, images: Tensor) -> None:
     result = mi_fgsm(Linf(0.1), num_steps=5, step=0.2, momentum=0.7, keep="last")(network, images, LABELS)
     torch.testing.assert_close(result.x_adv, v)
     without = mi_fgsm(Linf(0.1), num_steps=5, step=0.2, momentum=0.0, keep="last")(network, images, LABELS)
-    torch.testing.assert_close(without.x_adv, bim(Linf(0.1), num_steps=5, step=0.2, keep="last")(network, images, LABELS).x_adv)
+    torch.testing.assert_close(
+        without.x_adv, bim(Linf(0.1), num_steps=5, step=0.2, keep="last")(network, images, LABELS).x_adv
+    )
     assert not torch.allclose(without.x_adv, v)  # type: ignore[arg-type]
 
 
@@ -101,13 +103,18 @@ def test_foolbox(foolbox: Any, pair: tuple[nn.Module, Tensor], kind: str, method
     net, x = pair
     radius = {"Linf": 0.1, "L2": 0.8}[kind]
     theirs, ours = {
-        "fgsm": (getattr(foolbox.attacks, f"{kind}FastGradientAttack")(random_start=False), fgsm(BALLS[kind](radius), keep="last")),
+        "fgsm": (
+            getattr(foolbox.attacks, f"{kind}FastGradientAttack")(random_start=False),
+            fgsm(BALLS[kind](radius), keep="last"),
+        ),
         "bim": (
             getattr(foolbox.attacks, f"{kind}BasicIterativeAttack")(rel_stepsize=0.2, steps=7, random_start=False),
             bim(BALLS[kind](radius), num_steps=7, step=0.2, keep="last"),
         ),
         "pgd": (
-            getattr(foolbox.attacks, {"Linf": "LinfPGD", "L2": "L2PGD"}[kind])(rel_stepsize=0.3, steps=9, random_start=False),
+            getattr(foolbox.attacks, {"Linf": "LinfPGD", "L2": "L2PGD"}[kind])(
+                rel_stepsize=0.3, steps=9, random_start=False
+            ),
             bim(BALLS[kind](radius), num_steps=9, step=0.3, keep="last"),
         ),
     }[method]
@@ -162,7 +169,9 @@ def test_entries_are_compositions() -> None:
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "mi-fgsm", "gradient-ascent"])
 def test_restarts_from_the_clean_input_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="restarts=2, but this attack starts at the clean input: every run would be the same"):
+    with pytest.raises(
+        ValueError, match="restarts=2, but this attack starts at the clean input: every run would be the same"
+    ):
         CATALOGUE[name](Linf(0.1), restarts=2)
 
 
@@ -233,7 +242,10 @@ def test_the_standard_attacks_run(network: nn.Module) -> None:
         ("", "attack '' is unknown"),
         ("fgsm,", "attack '' is unknown"),
         ("num_steps=3", "begin with an option; write NAME:KEY=VALUE"),
-        ("pgd:steps=3", r"attack 'pgd' has no option 'steps' \(in 'pgd:steps=3'\); it takes num_steps, step, absolute_step"),
+        (
+            "pgd:steps=3",
+            r"attack 'pgd' has no option 'steps' \(in 'pgd:steps=3'\); it takes num_steps, step, absolute_step",
+        ),
         ("fgsm:num_steps=3", "attack 'fgsm' has no option 'num_steps'"),
         ("pgd:num_steps=many", "num_steps='many' .* is not of type int"),
         ("pgd:num_steps=2.5", "is not of type int"),

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from torch import Tensor, nn
 
+from contracts import NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from sparring.attacks.catalogue import pgd
 from sparring.attacks.combine import Restarts
 from sparring.objectives import margin

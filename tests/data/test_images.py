@@ -77,6 +77,9 @@ def test_npz_layouts(tmp_path: Path) -> None:
     last = floats.transpose(0, 2, 3, 1)
     assert torch.equal(load(_npz(tmp_path / "d.npz", x_train=last, x_test=last[:3])).x_train, data.x_train)
 
+    narrow = floats[:, :, :, :4]  # floats are read as (N, C, H, W) where both readings make sense
+    assert load(_npz(tmp_path / "f.npz", x_train=narrow, x_test=narrow[:3])).shape == (3, 8, 4)
+
     features = 100 * np.random.default_rng(2).normal(size=(6, 5))
     labels = np.array([[0.0], [1.0], [2.0], [0.0], [1.0], [3.0]])
     data = load(_npz(tmp_path / "e.npz", x_train=features, x_test=features[:3], y_train=labels))
@@ -236,7 +239,7 @@ def test_crop_and_flip_are_those_of_a_naive_loop(crop: int, flip: bool) -> None:
 
 def test_draws_cover_every_offset_and_both_sides() -> None:
     ramp = torch.arange(1.0, 26).view(1, 1, 5, 5).expand(2000, 1, 5, 5)
-    (x, _), = Batches(ramp, torch.zeros(2000, dtype=torch.long), 2000, crop=1, flip=True)
+    ((x, _),) = Batches(ramp, torch.zeros(2000, dtype=torch.long), 2000, crop=1, flip=True)
     counts = torch.unique(x[:, 0, 2, 2], return_counts=True)[1]
     assert len(counts) == 9 and counts.min() > 2000 / 9 * 0.75  # the centre sees nine pixels alike
     mirrored = (x[:, 0, 2, 1] > x[:, 0, 2, 2]).float().mean().item()

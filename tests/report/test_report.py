@@ -240,6 +240,21 @@ def test_what_cannot_be_paired_is_said(pair: list[Path], what: str, tmp_path: Pa
     assert "could not be paired" in text and "McNemar's exact test, p " in text and "became right" not in text
 
 
+UNLIKE = [("threat", "linf:1/255", "threat models"), ("attacks", [], "attacks")]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), UNLIKE)
+def test_unlike_measurements_are_not_compared_in_silence(
+    pair: list[Path], tmp_path: Path, key: str, value: Any, says: str
+) -> None:
+    plain = text_of(write_report(pair, tmp_path / "r.html"))
+    results = json.loads((pair[1] / "results.json").read_text()) | {key: value}
+    (pair[1] / "results.json").write_text(json.dumps(results))
+    text = text_of(write_report(pair, tmp_path / "r.html"))
+    assert f"Measured with different {says}" in text and "Read with the reservation below." in text
+    assert "Measured with different" not in plain and "reservation" not in plain
+
+
 def test_classes_that_lost_most(pair: list[Path], tmp_path: Path) -> None:
     labels = np.arange(N) % 4
     write_examples(pair[0] / "examples.csv", labels, right(N), right(0))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import BALLS, SHAPE, THREATS, rand, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from contracts import BALLS, SHAPE, THREATS, rand, stream
 from sparring.noise import Noise
 from sparring.threats import L2, Ball, Linf, check_threat, format_threat, inside, parse_threat, unbounded
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from torch import Tensor
 
+from contracts import SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from sparring.noise import Noise
 from sparring.threats import L2, Linf, ThreatModel, check_threat, inside
 

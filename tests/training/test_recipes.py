@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import BALLS, NUM_CLASSES, NUM_WORDS, RECIPES, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from torch import Tensor, nn
 
+from contracts import BALLS, NUM_CLASSES, NUM_WORDS, RECIPES, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from sparring.attacks.catalogue import pgd
 from sparring.model_state import private_rng
 from sparring.noise import Noise
@@ -38,7 +38,7 @@ def climb(model: Any, x: Tensor, start: Tensor, radius: float, num_steps: int, s
 
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
-    return [g.clone() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    return [g.clone() for g in torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)]
 
 
 def assert_same_step(model: nn.Module, ours: Tensor, theirs: Tensor) -> None:
@@ -76,7 +76,7 @@ def test_pgd_at_starts_uniformly(network: nn.Module, images: Tensor) -> None:
 @pytest.mark.parametrize("beta", [1.0, 6.0])
 @pytest.mark.parametrize("kind", BALLS)
 def test_trades(network: nn.Module, images: Tensor, kind: str, beta: float) -> None:
-    """Against the authors' formulation: KLDivLoss of log-probabilities, summed while crafting, batchmean in the loss."""
+    """Against the authors' formulation: KLDivLoss of log-probabilities, summed to craft, batchmean in the loss."""
     noise, threat = stream(3), BALLS[kind](0.2)
     clean = network(images).softmax(1).detach()
     start = 0.001 * noise.normal(images.shape[1:]).double()
@@ -94,7 +94,9 @@ def test_trades(network: nn.Module, images: Tensor, kind: str, beta: float) -> N
     assert_same_step(network, ours, theirs)
     frozen = F.kl_div(F.log_softmax(network(v), 1), clean, reduction="batchmean")
     cut = gradients(network, F.cross_entropy(network(images), LABELS) + beta * frozen)
-    assert not torch.allclose(cut[0], gradients(network, theirs)[0]), "the gradient goes through the clean prediction too"
+    assert not torch.allclose(cut[0], gradients(network, theirs)[0]), (
+        "the gradient goes through the clean prediction too"
+    )
 
 
 def test_trades_does_not_look_at_labels_while_crafting(network: nn.Module, images: Tensor) -> None:
@@ -191,7 +193,9 @@ def test_a_given_noise_leaves_the_global_generator(network: nn.Module, images: T
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_loss_has_a_graph_to_every_weight_and_to_nothing_else(network: nn.Module, images: Tensor, name: str) -> None:
+def test_the_loss_has_a_graph_to_every_weight_and_to_nothing_else(
+    network: nn.Module, images: Tensor, name: str
+) -> None:
     recipe = RECIPES[name](Linf(0.1), **({} if name == "standard" else {"num_steps": 1}))
     x = images.clone()
     recipe(network, x, LABELS, noise=stream(3)).backward()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sparring.model_state import attack_mode, private_rng
 from sparring.noise import Noise
 from sparring.objectives import Objective, cross_entropy
 from sparring.threats.base import ThreatModel
-from sparring.types import AttackResult, Cost, Inputs, Model, device_of, labels_of, plain, size, take
+from sparring.types import AttackResult, Cost, Inputs, Model, device_of, plain, size, take
 
 Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
 Keep = Literal["fooled_first", "highest_loss", "smallest_fooling", "last"]
@@ -126,11 +126,16 @@ class Attack:
     start: Start = uniform
     keep: Keep = "fooled_first"
 
+    def __post_init__(self) -> None:
+        if self.num_steps < 0:
+            raise ValueError(f"num_steps must not be negative; got {self.num_steps}")
+
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        x, threat, num = plain(x), self.threat, size(x)
-        noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device_of(x))
+        threat, num, device = self.threat, size(x), device_of(x)
+        noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
         self._check(target, num)
-        with attack_mode(model) as frozen, private_rng(noise.seed, device_of(x)), torch.inference_mode(False):
+        with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
+            x, target = plain(x), target.detach().clone()
             z = self.start(threat, x, noise)
             problem = Problem(threat, x, self.num_steps, noise)
             state = self.rule.init(problem, z)
@@ -159,12 +164,14 @@ class Attack:
             if logits.ndim != 2:
                 raise ValueError(f"the model returned shape {tuple(logits.shape)}; an attack needs logits (B, K)")
             loss = self.objective.score(logits, target)
-        if needs_grad and not loss.requires_grad:
+        grad = None
+        if needs_grad and loss.requires_grad:
+            grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0]
+        if needs_grad and grad is None:
             raise ValueError(
                 "no gradient reaches the input: the model's output does not depend on it through autograd "
                 "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
             )
-        grad = torch.autograd.grad(loss.sum(), z)[0] if needs_grad else None
         loss = loss.detach()
         return Seen(loss, self.objective.reached(logits.detach(), target) & loss.isfinite(), grad)
 
@@ -173,7 +180,7 @@ class Attack:
         if self.keep == "last" or best is None:
             return None if self.keep == "last" else (z, seen._replace(grad=None))
         best_z, old = best
-        better = seen.loss > old.loss
+        better = (seen.loss > old.loss) | (old.loss.isnan() & ~seen.loss.isnan())
         if self.keep == "fooled_first":
             better = (seen.reached & ~old.reached) | ((seen.reached == old.reached) & better)
         elif self.keep == "smallest_fooling":
@@ -183,11 +190,10 @@ class Attack:
         return torch.where(per_example(better, z), z, best_z), kept
 
     def _check(self, target: Tensor, num: int) -> None:
-        if self.keep not in ("fooled_first", "highest_loss", "smallest_fooling", "last"):
-            raise ValueError(f"keep={self.keep!r}; expected fooled_first, highest_loss, smallest_fooling or last")
-        if target.shape[0] != num or target.ndim > 2 or (target.ndim == 1 and target.is_floating_point()):
+        if self.keep not in get_args(Keep):
+            raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
+        if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
             raise ValueError(
                 f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "
                 "expected integer labels (B,) or probabilities (B, K)"
             )
-        assert labels_of(target).ndim == 1

@@ -102,4 +102,4 @@ def _compose(
         raise ValueError(f"restarts={restarts}, but this attack starts at the clean input: every run would be the same")
     goal = objective if wanted is None else targeted(objective, wanted)
     attack = Attack(threat=threat, rule=rule, num_steps=num_steps, objective=goal, start=start, keep=keep)
-    return Restarts(attack, restarts) if restarts > 1 else attack
+    return attack if restarts == 1 else Restarts(attack, restarts)

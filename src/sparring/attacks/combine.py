@@ -56,7 +56,7 @@ class Restarts:
 def _merge(worst: AttackResult, again: AttackResult, rows: Tensor) -> AttackResult:
     """`worst` with those of `rows` replaced where `again` did better."""
     assert worst.loss is not None and again.loss is not None and again.reached is not None
-    better = again.reached | (again.loss > worst.loss[rows])
+    better = again.reached | (again.loss > worst.loss[rows]) | worst.loss[rows].isnan()
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_copy(0, rows, torch.where(per_example(better, new), new, old[rows]))

@@ -54,7 +54,7 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
     """
     _check_kind(x)
     x, threat = plain(x), take(threat, torch.arange(size(x)))
-    _check_data(x, threat)
+    check_data(x, threat)
     findings = _train_mode(model)
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
         first, second = _run(frozen, x, threat), _run(frozen, x, threat)
@@ -95,7 +95,8 @@ def _check_kind(x: Any) -> None:
         )
 
 
-def _check_data(x: Inputs, threat: ThreatModel) -> None:
+def check_data(x: Inputs, threat: ThreatModel) -> None:
+    """Raises PreflightError for inputs that are not finite or lie outside the threat's valid domain."""
     for tensor in [x] if isinstance(x, Tensor) else x.values():
         if not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).flatten(1).any(1).sum())

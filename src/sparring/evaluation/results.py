@@ -6,17 +6,18 @@ import csv
 import io
 import math
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import sparring
-from sparring.evaluation.robustness import AttackRecord, Evaluation
+from sparring.evaluation.describe import describe
+from sparring.evaluation.robustness import Evaluation
+from sparring.evaluation.verify import AttackRecord
 from sparring.files import write_atomically, write_json, write_text
 from sparring.threats import format_threat
-from sparring.types import describe
 
 SCHEMA = "sparring.results/1"
 
@@ -49,7 +50,7 @@ def to_record(
     names = class_names or []
     return {
         "schema": SCHEMA,
-        "version": sparring.__version__,
+        "version": version("sparring"),
         **about,
         "threat": format_threat(e.threat),
         "threat_settings": describe(e.threat),

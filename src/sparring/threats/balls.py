@@ -23,7 +23,7 @@ class Ball(ABC):
     """{z : ||z|| <= radius, low <= x + z <= high, z = 0 outside the mask}.
 
     radius: number >= 0, or (B,), in input units; infinite for an attack without a bound.
-    low, high: the box of valid values, numbers or tensors that broadcast against x; None for no box.
+    low, high: the box of valid values, numbers or tensors that broadcast against one input; None for no bound.
     mask: bool (1, *X) or (B, *X), True where the input may change; None for everywhere.
 
     Projection: into the ball, then into the box. The result lies in both, since clipping towards a box that contains
@@ -65,7 +65,7 @@ class Ball(ABC):
         return torch.zeros_like(x)
 
     def sample(self, x: Tensor, noise: Noise) -> Tensor:
-        if not torch.isfinite(torch.as_tensor(self.radius)).all():
+        if not isinstance(self.radius, Tensor) and math.isinf(self.radius):
             raise ValueError("a random start needs a finite radius; start an unbounded attack at `null`")
         return self.project(x, self._uniform(noise, x) * geometry.per_example(self.radius, x))
 
@@ -101,7 +101,8 @@ class Ball(ABC):
 
     def _clip(self, v: Tensor) -> Tensor:
         """Into the box, in place."""
-        return v if self.low is None and self.high is None else v.clamp_(self.low, self.high)  # type: ignore[arg-type]
+        v = v if self.low is None else v.clamp_(min=self.low)
+        return v if self.high is None else v.clamp_(max=self.high)
 
     def _masked(self, z: Tensor) -> Tensor:
         return z if self.mask is None else z * self.mask

@@ -47,7 +47,7 @@ class ThreatModel(Protocol):
         ...
 
     def steepest(self, x: Any, grad: Tensor) -> Tensor:
-        """argmax <grad, s> over the unit ball of this geometry; zero where the gradient is zero."""
+        """argmax <grad, s> over the unit ball of this geometry, a new tensor; zero where the gradient is."""
         ...
 
     def size(self, x: Any, z: Tensor) -> Tensor:
@@ -92,10 +92,15 @@ def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, 
     points = {"null": null, "sample": start, "project": threat.project(x, far)}
 
     _expect(bool((threat.size(x, null) == 0).all()), "size(null) is not 0")
+    if isinstance(x, Tensor):
+        _expect(bool((threat.realize(x, null) == x).all()), "null changes the input")
     for name, z in points.items():
         _expect(z.shape == null.shape and z.dtype == null.dtype, f"{name} has another shape or dtype than null(x)")
-        _expect(bool(inside(threat, x, z).all()), f"{name} leaves the set: size {threat.size(x, z).tolist()}")
-        _expect(bool(threat.valid(x, threat.realize(x, z)).all()), f"{name} leaves the valid domain")
+        _expect(bool(inside(threat, x, z).all()), f"{name} leaves the set: size {float(threat.size(x, z).max()):.4g}")
+        real, seen = threat.realize(x, z), threat.apply(x, z)
+        _expect(bool(threat.valid(x, real).all()), f"{name} leaves the valid domain")
+        if isinstance(real, Tensor) and isinstance(seen, Tensor):
+            _expect(_close(seen, real), f"{name} leaves the valid domain, which realize hides by clipping")
         again = threat.project(x, z)
         _expect(_close(again, z), f"project moves a point of the set ({name}) by {(again - z).abs().max():.2g}")
 
@@ -104,21 +109,34 @@ def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, 
     _expect(_close(threat.size(x, best), torch.ones(num).to(null)), "steepest does not have size 1")
     gain = (grad * best).flatten(1).sum(1)
     for i in range(num_directions):
-        other = threat.steepest(x, noise.normal(null.shape[1:], draw=9 + i).to(null))
-        worse = (grad * other).flatten(1).sum(1) <= gain * (1 + 1e-4) + 1e-6
-        _expect(bool(worse.all()), "another direction of size 1 climbs faster than steepest")
+        random = noise.normal(null.shape[1:], draw=9 + i).to(null)
+        for other in (threat.steepest(x, random), _unit(threat, x, random), _unit(threat, x, best + 0.1 * random)):
+            worse = (grad * other).flatten(1).sum(1) <= gain * (1 + 1e-4) + 1e-6
+            _expect(bool(worse.all()), "another direction of size 1 climbs faster than steepest")
     _expect(bool((threat.steepest(x, 0 * grad) == 0).all()), "steepest of a zero gradient is not zero")
 
-    some = torch.tensor([2, 0], device=null.device)
+    _expect(_close(threat.steepest(x, grad), best), "steepest writes over the gradient it is given")
+    for some in (torch.tensor(rows, device=null.device) for rows in ([2, 0], *([i] for i in range(num)))):
+        _check_alone(threat, x, noise, some, far, grad)
+
+
+def _check_alone(threat: ThreatModel, x: Inputs, noise: Noise, some: Tensor, far: Tensor, grad: Tensor) -> None:
+    """Some examples by themselves give what they gave in the batch."""
     part, x_part = threat.take(some), take(x, some)
     pairs = {
-        "sample": (start, part.sample(x_part, noise.take(some))),
-        "project": (points["project"], part.project(x_part, far[some])),
-        "steepest": (best, part.steepest(x_part, grad[some])),
-        "size": (threat.size(x, start), part.size(x_part, start[some])),
+        "sample": (threat.sample(x, noise), part.sample(x_part, noise.take(some))),
+        "project": (threat.project(x, far), part.project(x_part, far[some])),
+        "steepest": (threat.steepest(x, grad), part.steepest(x_part, grad[some])),
+        "size": (threat.size(x, far), part.size(x_part, far[some])),
     }
     for name, (whole, alone) in pairs.items():
         _expect(_close(whole[some], alone), f"{name} of an example depends on the rest of the batch")
+
+
+def _unit(threat: ThreatModel, x: Inputs, direction: Tensor) -> Tensor:
+    """A vector of size at most 1 along `direction`: scaled by this threat's own measure."""
+    size = per_example(threat.size(x, direction).clamp_min(1e-12), direction)
+    return direction / size
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -53,7 +53,9 @@ def format_threat(threat: object) -> str:
         short = f"{over_255}/255" if over_255 / 255 == threat.radius else repr(threat.radius)
     if (threat.low, threat.high) == (0.0, 1.0):
         return f"{name}:{short}"
-    return f"{name}:{short},box=none" if threat.low is None else f"{name}:{short},box={threat.low:g}..{threat.high:g}"
+    if threat.low is None or threat.high is None:
+        return f"{name}:{short},box=none" if threat.low is threat.high else repr(threat)
+    return f"{name}:{short},box={threat.low}..{threat.high}"
 
 
 def _number(text: str, whole: str) -> float:

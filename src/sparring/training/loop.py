@@ -208,7 +208,7 @@ def _finish_epoch(
 
 
 def _rest_of_epoch(batches: Any, state: TrainingState) -> Iterator[tuple[Inputs, Tensor]]:
-    """The batches of this epoch that are still to come. A foreign loader redraws its order from the global generator."""
+    """The batches of this epoch still to come. A foreign loader redraws its order from the global generator."""
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(state.epoch)
     if hasattr(batches, "epoch_from"):

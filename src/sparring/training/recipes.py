@@ -19,7 +19,7 @@ from sparring.model_state import CraftMode, attack_mode
 from sparring.noise import Noise
 from sparring.objectives import kl
 from sparring.threats.base import ThreatModel, at_factor
-from sparring.types import Attacker, Inputs, Model, map_inputs, size
+from sparring.types import Attacker, Inputs, Model, map_inputs, size, take
 
 
 class Recipe(Protocol):
@@ -67,7 +67,8 @@ class Mixed:
         x_part, rest = map_inputs(lambda t: t[:num], x), map_inputs(lambda t: t[num:], x)
         noise = Noise.from_torch(size(x)) if noise is None else noise
         with attack_mode(model, self.craft_mode) as frozen:
-            x_adv = self.attack(frozen, x_part, y[:num], noise=noise.take(torch.arange(num))).x_adv
+            some = torch.arange(num, device=y.device)
+            x_adv = take(self.attack, some)(frozen, x_part, y[:num], noise=noise.take(some)).x_adv
         return x_adv if num == size(x) else map_inputs(lambda a, b: torch.cat([a, b]), x_adv, rest)
 
     def loss(self, model: Model, crafted: Inputs, y: Tensor) -> Tensor:
@@ -149,12 +150,15 @@ def trades(
 RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}
 
 
-def at_radius(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with its attack's radius times `factor`; for radius schedules. Standard training stays."""
-    attack = getattr(recipe, "attack", None)
-    if factor == 1.0 or attack is None:
+def at_radius(recipe: Any, factor: float) -> Any:
+    """The recipe with its attack's radius times `factor`, for radius schedules; standard training stays."""
+    if factor == 1.0 or not hasattr(recipe, "attack"):
         return recipe
-    return replace(recipe, attack=replace(attack, threat=at_factor(attack.threat, factor)))  # type: ignore[type-var]
+    if hasattr(recipe.attack, "threat"):
+        return replace(recipe, attack=replace(recipe.attack, threat=at_factor(recipe.attack.threat, factor)))
+    if hasattr(recipe.attack, "attack"):  # restarts of an attack
+        return replace(recipe, attack=at_radius(recipe.attack, factor))
+    raise ValueError("a radius schedule needs an attack with a `threat`; this recipe's attack is a plain function")
 
 
 def _last(threat: ThreatModel, num_steps: int, step: float) -> Attack:

@@ -1,0 +1,108 @@
+"""One attack on some examples of a batch, with every result checked before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.attack import Attack
+from sparring.evaluation.describe import describe, name_of
+from sparring.model_state import attack_mode, private_rng
+from sparring.noise import Noise
+from sparring.threats.base import ThreatModel, at_factor, inside
+from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, size, take
+
+MakeAttack = Callable[[ThreatModel], Attacker]
+REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
+
+
+@dataclass
+class AttackRecord:
+    """What one attack did. `rejected` counts the results that did not hold when checked."""
+
+    number: int
+    make: MakeAttack
+    name: str
+    settings: Any
+    ran_on: int = 0
+    broke: int = 0
+    standing_after: int = 0
+    cost: Cost = field(default_factory=Cost)
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+
+
+class Batch(NamedTuple):
+    """A batch under evaluation: the examples' running numbers (B,) key their noise."""
+
+    model: Model
+    x: Inputs
+    y: Tensor
+    number: Tensor
+    threat: ThreatModel
+    seed: int
+
+
+class Trial(NamedTuple):
+    """What an attack did to some rows: `broke` (b,) tells where it holds; `logits` (b, K) are the model's on x_adv."""
+
+    broke: Tensor
+    logits: Tensor
+    x_adv: Inputs
+    size: Tensor
+    cost: Cost
+
+
+def new_record(number: int, make: MakeAttack, threat: ThreatModel) -> AttackRecord:
+    """An empty record; raises TypeError for what is not a function from a threat model to an attack."""
+    if isinstance(make, Attack) or not callable(make):
+        raise TypeError(
+            f"attacks are functions from a threat model to an attack, such as sparring.pgd; "
+            f"got a {type(make).__name__}. Write lambda threat: ... with the attack built on that threat"
+        )
+    return AttackRecord(number, make, name_of(make), describe(make(threat)))
+
+
+def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
+    """Logits in the model's own precision, eval mode, no graph; stochastic models draw from a private generator."""
+    device = device_of(x)
+    full = torch.autocast(device.type, enabled=False)
+    with attack_mode(model) as frozen, private_rng(seed, device), torch.no_grad(), full:
+        logits = frozen(x)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits, Cost(forwards=size(x))
+
+
+def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.0) -> Trial:
+    """Attacks the rows at `factor` times the radius; realizes what comes back, shows it to the model, checks it."""
+    threat = at_factor(take(batch.threat, rows), factor)
+    x, y = take(batch.x, rows), batch.y[rows]
+    noise = Noise.make(batch.seed, f"evaluate/{record.number}", batch.number[rows])
+    attack = record.make(threat)
+    if isinstance(attack, Attack) and attack.keep == "last":
+        raise ValueError('an attack with keep="last" returns an iterate that nobody looked at; use "fooled_first"')
+    with attack_mode(batch.model) as frozen:
+        result = attack(frozen, x, y, noise=noise)
+    if not isinstance(result, AttackResult):
+        raise TypeError(f"{record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
+    x_adv = threat.realize(x, result.z)
+    logits, cost = predict(batch.model, x_adv, batch.seed)
+    lost = logits.argmax(1) != y
+    claimed = lost if result.reached is None else lost | result.reached
+    checks = {
+        "not_finite": logits.isfinite().all(1),
+        "outside_set": inside(threat, x, result.z),
+        "outside_domain": threat.valid(x, x_adv),
+        "not_reproduced": lost,
+    }
+    good = torch.ones_like(lost)
+    for name, passed in checks.items():
+        record.rejected[name] += int((claimed & good & ~passed).sum())
+        good = good & passed
+    record.ran_on += len(rows)
+    record.broke += int(good.sum())
+    record.cost = record.cost.plus(result.cost)
+    return Trial(good, logits, x_adv, result.size, result.cost.plus(cost))
