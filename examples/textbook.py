@@ -7,15 +7,15 @@ mistake by itself and does it right with Sparring. Run it: python examples/textb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring import Linf, bim, cross_entropy, fgsm, gradient_ascent, pgd, targeted
+from sparring import L2, Linf, bim, cross_entropy, fgsm, gradient_ascent, pgd, targeted
 from sparring.evaluation.preflight import preflight
-from sparring.threats import unbounded
 
 EPSILON = 0.01
 Numbers = dict[str, float]
@@ -104,7 +104,7 @@ def no_loss(net: TextbookNet, x: Tensor, y: Tensor) -> Numbers:
 
 def softmax_twice(net: TextbookNet, x: Tensor, y: Tensor) -> Numbers:
     """(b) The same raw gradient ascent on cross-entropy of probabilities and of logits; and what preflight does."""
-    free = unbounded(low=None, high=None)
+    free = L2(math.inf, low=None, high=None)
     attack = gradient_ascent(free, num_steps=10, absolute_step=EPSILON, keep="last")
     wanted = net(x).argmin(1)
     mended = preflight(net, x, y, free).model  # sees probabilities, puts a logarithm behind them

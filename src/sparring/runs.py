@@ -174,7 +174,7 @@ def _run(
     validation = Batches(x[held], y[held], 500)
     threat = parse_threat(e.threat)
     if any(finding.name == "probabilities" for finding in preflight(model, *next(iter(validation)), threat).findings):
-        raise ValueError("the model returns probabilities; training needs logits: leave its softmax out, the loss has it")
+        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
 
     def validate(candidate: Any) -> dict[str, float]:
         found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())

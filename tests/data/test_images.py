@@ -250,7 +250,7 @@ def test_resuming_gives_the_same_bits_without_the_earlier_batches(monkeypatch: p
     batches = Batches(IMAGES, LABELS, 3, seed=1, shuffle=True, crop=1, flip=True)
     batches.set_epoch(2)
     whole, scaled = list(batches), []
-    monkeypatch.setattr("sparring.data.images.scale", lambda x: scaled.append(len(x)) or x)
+    monkeypatch.setattr("sparring.data.batches.scale", lambda x: scaled.append(len(x)) or x)
     for start in range(5):
         scaled.clear()
         rest = list(batches.epoch_from(start))

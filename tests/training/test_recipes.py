@@ -15,7 +15,8 @@ from sparring.attacks.catalogue import pgd
 from sparring.model_state import private_rng
 from sparring.noise import Noise
 from sparring.threats import L2, Linf
-from sparring.training.recipes import Mixed, Standard, at_radius, mixed, pgd_at, standard, trades
+from sparring.training.recipes import Mixed, Standard, mixed, pgd_at, standard, trades
+from sparring.training.schedules import at_radius
 
 LABELS = torch.tensor([2, 0, 3])
 X5, Y5 = rand(5, *SHAPE[1:], seed=2), torch.tensor([2, 0, 3, 1, 1])

@@ -129,6 +129,8 @@ class Attack:
     def __post_init__(self) -> None:
         if self.num_steps < 0:
             raise ValueError(f"num_steps must not be negative; got {self.num_steps}")
+        if self.keep not in get_args(Keep):
+            raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         threat, num, device = self.threat, size(x), device_of(x)
@@ -164,9 +166,8 @@ class Attack:
             if logits.ndim != 2:
                 raise ValueError(f"the model returned shape {tuple(logits.shape)}; an attack needs logits (B, K)")
             loss = self.objective.score(logits, target)
-        grad = None
-        if needs_grad and loss.requires_grad:
-            grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0]
+        reachable = needs_grad and loss.requires_grad
+        grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0] if reachable else None
         if needs_grad and grad is None:
             raise ValueError(
                 "no gradient reaches the input: the model's output does not depend on it through autograd "
@@ -190,8 +191,6 @@ class Attack:
         return torch.where(per_example(better, z), z, best_z), kept
 
     def _check(self, target: Tensor, num: int) -> None:
-        if self.keep not in get_args(Keep):
-            raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
         if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
             raise ValueError(
                 f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "

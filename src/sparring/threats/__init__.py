@@ -3,7 +3,6 @@
 from sparring.threats.balls import L2 as L2
 from sparring.threats.balls import Ball as Ball
 from sparring.threats.balls import Linf as Linf
-from sparring.threats.balls import unbounded as unbounded
 from sparring.threats.base import ThreatModel as ThreatModel
 from sparring.threats.base import at_factor as at_factor
 from sparring.threats.base import check_threat as check_threat

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from sparring.types import take
 class Ball(ABC):
     """{z : ||z|| <= radius, low <= x + z <= high, z = 0 outside the mask}.
 
-    radius: number >= 0, or (B,), in input units; infinite for an attack without a bound.
+    radius: number >= 0, or (B,), in input units; infinite for no bound.
     low, high: the box of valid values, numbers or tensors that broadcast against one input; None for no bound.
     mask: bool (1, *X) or (B, *X), True where the input may change; None for everywhere.
 
@@ -148,8 +147,3 @@ class L2(Ball):
 
     def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
         return geometry.uniform_l2(noise, like, self.mask)
-
-
-def unbounded(kind: type[Ball] = L2, **box: Any) -> Ball:
-    """The ball without a bound: textbook gradient ascent, where only the valid range (if any) limits the change."""
-    return kind(math.inf, **box)

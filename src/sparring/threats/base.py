@@ -77,8 +77,9 @@ def inside(threat: ThreatModel, x: Inputs, z: Tensor) -> Tensor:
 def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, seed: int = 0) -> None:
     """Raises AssertionError with a plain sentence where a threat model breaks the contract on the inputs `x`.
 
-    Give at least three valid inputs. Checked: null changes nothing and is inside; random starts and projections
-    are inside, valid and idempotent; `steepest` has size one and beats random directions; every example stands alone.
+    Give at least three valid inputs and a finite radius. Checked: null changes nothing and is inside; random starts
+    and projections are inside, valid and idempotent; `steepest` has size one and beats random directions; every
+    example stands alone.
 
     >>> from sparring.threats import Linf
     >>> check_threat(Linf(0.1), torch.rand(3, 2, 5))
@@ -107,10 +108,12 @@ def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, 
     grad = noise.normal(null.shape[1:], draw=8).to(null)
     best = threat.steepest(x, grad)
     _expect(_close(threat.size(x, best), torch.ones(num).to(null)), "steepest does not have size 1")
+    radius = per_example(threat.radius, null)
     gain = (grad * best).flatten(1).sum(1)
     for i in range(num_directions):
         random = noise.normal(null.shape[1:], draw=9 + i).to(null)
-        for other in (threat.steepest(x, random), _unit(threat, x, random), _unit(threat, x, best + 0.1 * random)):
+        rivals = (threat.project(x, null + radius * v) - null for v in (random, best + random, best + 0.1 * random))
+        for other in (threat.steepest(x, random), *(rival / radius for rival in rivals)):
             worse = (grad * other).flatten(1).sum(1) <= gain * (1 + 1e-4) + 1e-6
             _expect(bool(worse.all()), "another direction of size 1 climbs faster than steepest")
     _expect(bool((threat.steepest(x, 0 * grad) == 0).all()), "steepest of a zero gradient is not zero")
@@ -131,12 +134,6 @@ def _check_alone(threat: ThreatModel, x: Inputs, noise: Noise, some: Tensor, far
     }
     for name, (whole, alone) in pairs.items():
         _expect(_close(whole[some], alone), f"{name} of an example depends on the rest of the batch")
-
-
-def _unit(threat: ThreatModel, x: Inputs, direction: Tensor) -> Tensor:
-    """A vector of size at most 1 along `direction`: scaled by this threat's own measure."""
-    size = per_example(threat.size(x, direction).clamp_min(1e-12), direction)
-    return direction / size
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparring.noise import Noise
 from sparring.training.guard import trouble
-from sparring.training.recipes import Recipe, at_radius
-from sparring.training.schedules import Constant, Schedule
+from sparring.training.recipes import Recipe
+from sparring.training.schedules import Constant, Schedule, at_radius
 from sparring.training.weights import averaged_copy
 from sparring.types import Inputs, Model, size
 

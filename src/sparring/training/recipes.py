@@ -18,7 +18,7 @@ from sparring.attacks.steps import Ascent
 from sparring.model_state import CraftMode, attack_mode
 from sparring.noise import Noise
 from sparring.objectives import kl
-from sparring.threats.base import ThreatModel, at_factor
+from sparring.threats.base import ThreatModel
 from sparring.types import Attacker, Inputs, Model, map_inputs, size, take
 
 
@@ -71,12 +71,9 @@ class Mixed:
             x_adv = take(self.attack, some)(frozen, x_part, y[:num], noise=noise.take(some)).x_adv
         return x_adv if num == size(x) else map_inputs(lambda a, b: torch.cat([a, b]), x_adv, rest)
 
-    def loss(self, model: Model, crafted: Inputs, y: Tensor) -> Tensor:
-        """Cross-entropy on what was crafted."""
-        return F.cross_entropy(model(crafted), y, label_smoothing=self.label_smoothing)
-
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        return self.loss(model, self.craft(model, x, y, noise=noise), y)
+        crafted = self.craft(model, x, y, noise=noise)
+        return F.cross_entropy(model(crafted), y, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +145,6 @@ def trades(
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}
-
-
-def at_radius(recipe: Any, factor: float) -> Any:
-    """The recipe with its attack's radius times `factor`, for radius schedules; standard training stays."""
-    if factor == 1.0 or not hasattr(recipe, "attack"):
-        return recipe
-    if hasattr(recipe.attack, "threat"):
-        return replace(recipe, attack=replace(recipe.attack, threat=at_factor(recipe.attack.threat, factor)))
-    if hasattr(recipe.attack, "attack"):  # restarts of an attack
-        return replace(recipe, attack=at_radius(recipe.attack, factor))
-    raise ValueError("a radius schedule needs an attack with a `threat`; this recipe's attack is a plain function")
 
 
 def _last(threat: ThreatModel, num_steps: int, step: float) -> Attack:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sparring.threats.base import at_factor
 
 Schedule = Callable[[float], float]
 
@@ -62,3 +65,14 @@ SCHEDULES: dict[str, Schedule] = {
     "one-cycle": OneCycle(),
     "piecewise": Piecewise(),
 }
+
+
+def at_radius(recipe: Any, factor: float) -> Any:
+    """The recipe with its attack's radius times `factor`, for radius schedules; standard training stays."""
+    if factor == 1.0 or not hasattr(recipe, "attack"):
+        return recipe
+    if hasattr(recipe.attack, "threat"):
+        return replace(recipe, attack=replace(recipe.attack, threat=at_factor(recipe.attack.threat, factor)))
+    if hasattr(recipe.attack, "attack"):  # restarts of an attack
+        return replace(recipe, attack=at_radius(recipe.attack, factor))
+    raise ValueError("a radius schedule needs an attack with a `threat`; this recipe's attack is a plain function")
