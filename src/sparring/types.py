@@ -1,7 +1,4 @@
-"""The records and the few words that every room shares.
-
-Letters in shapes: B batch, K classes, *X one input, *Z one perturbation. The batch axis always comes first.
-"""
+"""The records every room shares. Shapes: B batch (always first), K classes, *X one input, *Z one perturbation."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ class Ball(ABC):
 
     def _clip(self, v: Tensor) -> Tensor:
         """Into the box, in place."""
+        if isinstance(self.low, float) and isinstance(self.high, float):
+            return v.clamp_(self.low, self.high)  # the usual case, in one pass over memory
         v = v if self.low is None else v.clamp_(min=self.low)
         return v if self.high is None else v.clamp_(max=self.high)
 
