@@ -27,14 +27,14 @@ _MIX_B = _int64(0x94D049BB133111EB)
 
 def _shift(v: Tensor, bits: int) -> Tensor:
     """Logical right shift: torch's `>>` on int64 drags the sign along."""
-    return (v >> bits) & ((1 << (64 - bits)) - 1)
+    return (v >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(v: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014), in wrapping int64."""
-    v = (v ^ _shift(v, 30)) * _MIX_A
-    v = (v ^ _shift(v, 27)) * _MIX_B
-    return v ^ _shift(v, 31)
+    v = (v ^ _shift(v, 30)).mul_(_MIX_A)
+    v = v.bitwise_xor_(_shift(v, 27)).mul_(_MIX_B)
+    return v.bitwise_xor_(_shift(v, 31))
 
 
 @dataclass(frozen=True, eq=False)

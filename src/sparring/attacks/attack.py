@@ -173,13 +173,15 @@ class Attack:
                 "no gradient reaches the input: the model's output does not depend on it through autograd "
                 "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
             )
-        loss = loss.detach()
-        return Seen(loss, self.objective.reached(logits.detach(), target) & loss.isfinite(), grad)
+        return Seen(loss.detach(), self.objective.reached(logits.detach(), target), grad)
 
     def _better(self, x: Inputs, z: Tensor, seen: Seen, best: tuple[Tensor, Seen] | None) -> tuple[Tensor, Seen] | None:
         """The better of the best so far and this iterate, example by example."""
-        if self.keep == "last" or best is None:
-            return None if self.keep == "last" else (z, seen._replace(grad=None))
+        if self.keep == "last":
+            return None
+        seen = Seen(seen.loss, seen.reached & seen.loss.isfinite(), None)  # logits of NaN have an argmax, too
+        if best is None:
+            return z, seen
         best_z, old = best
         better = (seen.loss > old.loss) | (old.loss.isnan() & ~seen.loss.isnan())
         if self.keep == "fooled_first":
