@@ -15,6 +15,7 @@ from sparring import runs
 from sparring.attacks.text import STANDARD_ATTACKS, NamedAttack
 from sparring.data import Batches
 from sparring.data import load as load_data
+from sparring.evaluation.preflight import Finding
 from sparring.evaluation.results import write_results
 from sparring.evaluation.robustness import evaluate
 from sparring.models import build, from_file, load_weights
@@ -33,10 +34,10 @@ class Subject:
     training: dict[str, Any] | None
 
 
-def from_run(run: Path, which: str = "best") -> Subject:
-    """The model of a run folder."""
+def from_run(run: Path, which: str = "best", model_file: str | None = None) -> Subject:
+    """The model of a run folder; see `runs.load` for `model_file`."""
     config = runs.read_config(run)
-    model, weights = runs.load(run, which), run / f"{which}.safetensors"
+    model, weights = runs.load(run, which, model=model_file), run / f"{which}.safetensors"
     training = runs.training_record(run, which) if (run / "training.json").exists() else None
     return Subject(model, run.resolve().name, str(config.model), weights, training)
 
@@ -50,7 +51,9 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
         built = build(model, dataset.shape, dataset.num_classes, 0)
     if weights:
         load_weights(built, weights)
-    return Subject(built, weights.stem if weights else model.rpartition(":")[2], model, weights, None)
+    elif ":" not in model:
+        raise ValueError(f"--model {model} without --weights is a network that has learned nothing")
+    return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
 
 def assess(
@@ -72,6 +75,8 @@ def assess(
 
     The security curve runs the attacks with one restart each. Raises ValueError (PreflightError among them), OSError.
     """
+    if not 0 <= seed <= 2**31:
+        raise ValueError(f"the seed must be between 0 and 2^31; got {seed}")
     if num_examples < 1:
         raise ValueError(f"the number of examples must be at least 1; got {num_examples}")
     dataset, on = load_data(data), runs.pick_device(device)
@@ -85,6 +90,9 @@ def assess(
         observe=lambda done: observe(done, len(y)) if observe else None,
     )  # fmt: skip
     names = list(dataset.class_names)
+    if len(seen := y.unique()) < dataset.num_classes:
+        sentence = f"Only {len(seen)} of {dataset.num_classes} classes occur in the {len(y)} examples that were tried."
+        evaluation.findings.append(Finding("missing classes", sentence, {"seen": len(seen)}))
     record = write_results(
         out, evaluation, class_names=names, name=name or subject.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command,

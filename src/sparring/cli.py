@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import shlex
 import signal
@@ -21,9 +22,7 @@ app = typer.Typer(
 
 DATA = "digits, mnist, cifar10, a folder of parquet in the hub's layout, or an .npz file"
 THREAT = "what may be changed: linf:8/255, l2:0.5, linf:0.1,box=none, l2:1,box=-3..3"
-Out = Annotated[Path, typer.Option(help="folder to write to")]
 Seed = Annotated[int, typer.Option(help="of every random choice")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; nothing was written by this step")
+        _say("interrupted")
         raise SystemExit(130) from None
     except Exception as error:
         if debug:
@@ -44,33 +43,28 @@ def main() -> None:
     raise SystemExit(code or 0)
 
 
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Adversarial training: make a network robust, measure it so that the number holds, show it."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("sparring"))
+
+
 @app.command()
-def demo(out: Out = Path("demo"), seed: Seed = 0) -> None:
+def demo(out: Annotated[Path, typer.Option(help="folder to write to")] = Path("demo"), seed: Seed = 0) -> None:
     """Break a network, harden another, and write a page that shows both (about a minute; no downloads)."""
-    from sparring.assess import assess, from_run
-    from sparring.experiment import Experiment
+    from sparring.assess import from_run
     from sparring.report import write_report
 
     folders = []
     for name, recipe in (("standard", "standard"), ("robust", "pgd-at")):
         run = out / name
-        _train(
-            run,
-            Experiment(data="digits", threat="linf:0.2", recipe=recipe, seed=seed),
-            resume=(run / "config.json").exists(),
-        )
+        settings = {"data": "digits", "threat": "linf:0.2", "recipe": recipe, "seed": seed}
+        _train(run, settings, resume=(run / "config.json").exists(), hint="run the demo again")
         folders.append(run / "evaluation")
-        with _evaluating(name) as observe:
-            record = assess(
-                from_run(run),
-                folders[-1],
-                data="digits",
-                threat="linf:0.2",
-                seed=seed,
-                observe=observe,
-                command=_command(),
-            )
-        _say_result(record)
+        _assess(from_run(run), folders[-1], data="digits", threat="linf:0.2", seed=seed)
     page = write_report(folders, out / "report.html", title="Sparring demo: handwritten digits")
     _say(f"\nOne seed on one small data set, as a taste. Open {page}")
 
@@ -81,73 +75,73 @@ def train(
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     threat: Annotated[str | None, typer.Option(help=THREAT)] = None,
     model: Annotated[str | None, typer.Option(help="a name from 'sparring list models', or FILE.py:FUNCTION")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="start from these weights (.safetensors, or a state dict)")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="standard, mixed, pgd-at or trades")] = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="examples per step")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
-    seed: Annotated[int | None, typer.Option(help="of every random choice")] = None,
+    weights: Annotated[str | None, typer.Option(help="weights to start from (.safetensors, or a state dict)")] = None,
+    recipe: Annotated[str | None, typer.Option(help="standard, mixed, pgd-at (the default) or trades")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the data (default: by the data)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="examples per step (default: by the data)")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (the default), cpu, cuda or mps")] = None,
+    seed: Annotated[int | None, typer.Option(help="of every random choice (default 0)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[Path | None, typer.Option(help="settings from a TOML or JSON file")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, any other setting; repeatable")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, see 'sparring list settings'; repeatable")
+    ] = None,
 ) -> None:
     """Train a robust model into a run folder."""
-    from sparring.experiment import Experiment, read_settings
+    from sparring.experiment import read_settings
+    from sparring.runs import read_config
 
     names = ("data", "threat", "model", "weights", "recipe", "epochs", "batch_size", "device", "seed")
     here = locals()
-    settings = read_settings(config, tuple(set_ or ()), {name: here[name] for name in names})
+    default_recipe = read_config(out).recipe if resume else "pgd-at"
+    settings = read_settings(config, tuple(set_ or ()), {name: here[name] for name in names}, default_recipe)
     if not resume and not (settings.get("data") and settings.get("threat")):
         raise ValueError("--data and --threat are needed, for example --data digits --threat linf:0.2")
-    _train(out, None if resume else Experiment(**settings), resume=resume, flags=settings)
-    _say(f"next: sparring evaluate {shlex.quote(str(out))} --out {shlex.quote(str(out / 'evaluation'))}")
+    extra = f" --model {shlex.quote(model)}" if model and ":" in model else ""
+    go_on = f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}{extra}"
+    _train(out, settings, resume=resume, hint=go_on)
+    _say(f"next: sparring evaluate {shlex.quote(str(out))}{extra}")
 
 
 @app.command()
 def evaluate(
-    out: Out,
-    run: Annotated[
-        Path | None, typer.Argument(help="a run folder; its data, threat and model are the defaults")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to (default: RUN/evaluation)")] = None,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,
     weights: Annotated[Path | None, typer.Option(help=".safetensors, or a state dict")] = None,
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     split: Annotated[str, typer.Option(help="test or train")] = "test",
     threat: Annotated[str | None, typer.Option(help=THREAT)] = None,
-    attacks: Annotated[
-        str | None, typer.Option(help="such as fgsm,pgd:num_steps=100,restarts=10,objective=margin")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="of a run: best, last or averaged")] = "best",
+    attacks: Annotated[str | None, typer.Option(help="as fgsm,pgd:num_steps=100,restarts=10,objective=margin")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
     num_examples: Annotated[int, typer.Option(help="how many, from the start of the split")] = 1000,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     seed: Seed = 0,
     name: Annotated[str | None, typer.Option(help="what the report calls this model")] = None,
 ) -> None:
     """Measure a model: clean and robust accuracy, security curve, report."""
-    from sparring.assess import assess, from_run, from_weights
+    from sparring.assess import from_run, from_weights
     from sparring.attacks.text import STANDARD_ATTACKS, parse_attacks
     from sparring.runs import read_config
 
-    if (run is None) == (model is None):
-        raise ValueError("give either a run folder, or --model FILE.py:FUNCTION with --weights, --data and --threat")
     chosen = parse_attacks(attacks) if attacks else STANDARD_ATTACKS
     if run:
+        if weights or (model and ":" not in model):
+            raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
         config = read_config(run)
-        data, threat, subject = data or config.data, threat or config.threat, from_run(run, checkpoint)
+        data, threat, out = data or config.data, threat or config.threat, out or run / "evaluation"
+        subject = from_run(run, checkpoint or "best", model)
     else:
-        if not data or not threat:
+        if not (model and data and threat and out) or checkpoint:
             raise ValueError(
-                "a model of your own needs --data and --threat, for example --data mnist --threat linf:0.3"
+                "give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat and --out; "
+                "--checkpoint is for run folders"
             )
-        subject = from_weights(str(model), weights, data)
-    with _evaluating(name or subject.name) as observe:
-        record = assess(
-            subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
-            device=device, command=_command(), name=name, observe=observe,
-        )  # fmt: skip
-    _say_result(record)
+        subject = from_weights(model, weights, data)
+    _assess(
+        subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
+        device=device, name=name,
+    )  # fmt: skip
     _say(f"report: {out / 'report.html'}")
 
 
@@ -159,15 +153,19 @@ def report(
     """Write the page again from results on disk; several folders make a comparison."""
     from sparring.report import write_report
 
-    _say(f"report: {write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / 'report.html')}")
+    found = [f / "evaluation" if (f / "evaluation" / "results.json").exists() else f for f in folders]
+    page = write_report(found, out or (found[0] if len(found) == 1 else Path()) / "report.html")
+    _say(f"report: {page}")
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="attacks, recipes, models, data or threats")]) -> None:
+def list_(
+    what: Annotated[str | None, typer.Argument(help="attacks, recipes, models, data, threats or settings")] = None,
+) -> None:
     """List what there is."""
     from sparring.attacks.catalogue import CATALOGUE
     from sparring.attacks.text import options_of
-    from sparring.experiment import recipe_options
+    from sparring.experiment import Experiment, recipe_options
     from sparring.models import MODELS
     from sparring.threats import THREATS
     from sparring.training.recipes import RECIPES
@@ -183,35 +181,49 @@ def list_(what: Annotated[str, typer.Argument(help="attacks, recipes, models, da
             "FOLDER": "Parquet in the hub's layout: columns image (or img) and label.",
             "FILE.npz": "x_train, y_train, x_test, y_test: uint8 images NHW or NHWC, float NCHW, or vectors (N, D).",
         },
+        "settings": {f.name: f"{f.type}" for f in dataclasses.fields(Experiment) if f.name != "recipe_options"},
     }
-    if what not in tables:
+    if what not in (None, *tables):
         raise ValueError(f"there is no list of {what!r}; there are {', '.join(tables)}")
-    for name, text in tables[what].items():
-        typer.echo(f"{name}\n    {text}")
+    for title in [what] if what else tables:
+        typer.echo(f"{title}:")
+        for name, text in tables[title].items():
+            typer.echo(f"  {name}\n      {text}")
 
 
-def _train(out: Path, experiment: Any, *, resume: bool, flags: dict[str, Any] | None = None) -> None:
+def _train(out: Path, settings: dict[str, Any], *, resume: bool, hint: str) -> None:
     """Trains or resumes with a progress line; Ctrl-C ends it at the next batch, saved."""
     from sparring import runs
+    from sparring.experiment import Experiment
+    from sparring.progress import ProgressLine
 
     if resume:
-        experiment = runs.read_config(out)
-        now, asked = {**vars(experiment), **experiment.recipe_options}, dict(flags or {})
+        experiment, asked = runs.read_config(out), dict(settings)
+        now = {**vars(experiment), **experiment.recipe_options}
         asked |= asked.pop("recipe_options", {})
-        other = [k for k, v in asked.items() if v != now.get(k)]
+        other = [key for key, value in asked.items() if value != now.get(key)]
         if other:
             raise ValueError(
-                f"--resume goes on with the settings in {out}, but {', '.join(other)} differ; leave them out"
+                f"{out} holds a run with other settings: {', '.join(other)} differ. Leave them out to go on with it, "
+                "or choose another folder"
             )
-    with _interrupts() as interrupted, _training(out.name) as show:
-        observe = lambda state: show(state) or interrupted()  # noqa: E731
-        result = runs.resume_run(out, observe=observe) if resume else runs.start_run(experiment, out, observe=observe)
+    with _interrupts() as interrupted, ProgressLine(out.name) as line:
+
+        def observe(state: Any) -> bool:
+            last = state.history[-1] if state.history else {}
+            robust = f", robust {last['robust_accuracy']:.1%}" if "robust_accuracy" in last else ""
+            note = f"epoch {state.epoch + 1}, loss {state.loss_sum / max(1, state.seen):.3f}{robust}"
+            line.show(state.step, note, total=state.total)
+            return interrupted()
+
+        if resume:
+            result = runs.resume_run(out, model=settings.get("model"), observe=observe)
+        else:
+            result = runs.start_run(Experiment(**settings), out, observe=observe)
     if result.stopped:
         _say(result.stopped)
-        if interrupted():
-            _say(f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}")
-            raise SystemExit(130)
-        raise SystemExit(1)
+        _say(hint if interrupted() else f"what was learned before is in {out}")
+        raise SystemExit(130 if interrupted() else 1)
     best = result.history[result.best_epoch]
     _say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
@@ -219,29 +231,23 @@ def _train(out: Path, experiment: Any, *, resume: bool, flags: dict[str, Any] | 
     )
 
 
-@contextmanager
-def _training(title: str) -> Iterator[Callable[[Any], None]]:
-    """Yields a function that shows a TrainingState."""
+def _assess(subject: Any, out: Path, **options: Any) -> None:
+    """Evaluates with a progress line, and says the result."""
+    from sparring.assess import assess
     from sparring.progress import ProgressLine
 
-    with ProgressLine(title) as line:
-
-        def show(state: Any) -> None:
-            last = state.history[-1] if state.history else {}
-            robust = f", robust {last['robust_accuracy']:.1%}" if "robust_accuracy" in last else ""
-            note = f"epoch {state.epoch + 1}, loss {state.loss_sum / max(1, state.seen):.3f}{robust}"
-            line.show(state.step, note, total=state.total)
-
-        yield show
-
-
-@contextmanager
-def _evaluating(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that shows (done, total)."""
-    from sparring.progress import ProgressLine
-
-    with ProgressLine(f"{title}: evaluating") as line:
-        yield lambda done, total: line.show(done, total=total)
+    with ProgressLine(f"{options.get('name') or subject.name}: evaluating") as line:
+        record = assess(
+            subject, out, command=shlex.join(["sparring", *sys.argv[1:]]),
+            observe=lambda done, total: line.show(done, total=total), **options,
+        )  # fmt: skip
+    clean, robust = record["clean_accuracy"], record["robust_accuracy"]
+    for finding in record["findings"]:
+        _say(f"note: {finding['sentence']}")
+    typer.echo(
+        f"{record['name']}: {clean['value']:.1%} clean, {robust['value']:.1%} robust at {record['threat']} "
+        f"(95 % interval {robust['low']:.1%} to {robust['high']:.1%}, n = {robust['n']}, seed {record['seed']})"
+    )
 
 
 @contextmanager
@@ -253,6 +259,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
+        _say("stopping after this step, saved; once more stops at once")
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -264,20 +271,6 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def _say_result(record: dict[str, Any]) -> None:
-    clean, robust = record["clean_accuracy"], record["robust_accuracy"]
-    for finding in record["findings"]:
-        _say(f"note: {finding['sentence']}")
-    typer.echo(
-        f"{record['name']}: {clean['value']:.1%} clean, {robust['value']:.1%} robust at {record['threat']} "
-        f"(95 % interval {robust['low']:.1%} to {robust['high']:.1%}, n = {robust['n']}, seed {record['seed']})"
-    )
-
-
-def _command() -> str:
-    return shlex.join(["sparring", *sys.argv[1:]])
 
 
 def _summary(thing: Any) -> str:

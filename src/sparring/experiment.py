@@ -57,6 +57,7 @@ class Experiment:
         for name, low, high in (
             ("epochs", 1, 1e6), ("batch_size", 1, 1e9), ("learning_rate", 1e-12, 1e3), ("weight_decay", 0, 1e3),
             ("radius_ramp", 0, 1), ("averaging", 0, 0.999999), ("crop", 0, 1e3), ("held_out", 1, 1e9),
+            ("seed", 0, 2**31),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -72,10 +73,10 @@ class Experiment:
             _typed(name, self.recipe_options[name], allowed[name])
         return RECIPES[self.recipe](parse_threat(self.threat), **self.recipe_options)
 
-    def completed(self, shape: tuple[int, ...]) -> Experiment:
-        """The record with every None replaced by the default for inputs of this shape."""
-        preset = PRESETS.get(shape[-2:] if len(shape) == 3 else shape[:0], PRESETS[None])
-        values = {"model": default_for(shape), **PRESETS[None], **preset}
+    def completed(self, shape: tuple[int, ...], name: str) -> Experiment:
+        """The record with every None replaced by the default for inputs of this shape, of the data set `name`."""
+        preset = PRESETS.get(shape[-2:] if len(shape) == 3 else None, {})
+        values = {"model": default_for(shape), **PRESETS[None], **preset, **PRESETS.get(name, {})}
         return dataclasses.replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
 
 
@@ -88,11 +89,12 @@ PRESETS: dict[Any, dict[str, Any]] = {
     (28, 28): {"epochs": 15, "model": "cnn-mnist-wide"},
     (32, 32): {
         "epochs": 30, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "averaging": 0.995, "crop": 4,
-        "flip": True, "radius_ramp": 0.0,
+        "radius_ramp": 0.0,
     },
+    "cifar10": {"flip": True},  # by name: digits must not be mirrored
 }  # fmt: skip
-"""Defaults by height and width. (28, 28): a radius that grows from 0 gets MNIST at 0.3 off its plateau. (32, 32): SGD,
-weight decay, crop and flip of Rice 2020; the triangle of Wong 2020 instead of 200 epochs; averaging of Gowal 2020."""
+"""Defaults by height and width, or by name. A radius that grows from 0 gets MNIST at 0.3 off its plateau. (32, 32):
+SGD, weight decay and crop of Rice 2020, the triangle of Wong 2020 instead of 200 epochs, averaging of Gowal 2020."""
 
 
 def recipe_options(name: str) -> dict[str, str]:
@@ -104,7 +106,9 @@ def recipe_options(name: str) -> dict[str, str]:
     return {key: "str" if kind == "CraftMode" else kind for key, kind in kinds.items()}
 
 
-def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(
+    path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any], recipe: str = "pgd-at"
+) -> dict[str, Any]:
     """Settings from a file (TOML or JSON), then KEY=VALUE pairs, then flags that are not None; later ones win.
 
     Keys are fields of `Experiment`, or options of the recipe. Raises ValueError for anything else.
@@ -118,16 +122,16 @@ def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str,
             raise ValueError(f"--set takes KEY=VALUE; got {pair!r}, write for example --set learning_rate=0.01")
         found[key.strip().replace("-", "_")] = _value(text.strip())
     found |= {key: value for key, value in flags.items() if value is not None}
-    return settle(found)
+    return settle(found, recipe)
 
 
-def settle(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `Experiment` from flat settings: recipe options go to their place, types are checked."""
+def settle(found: Mapping[str, Any], recipe: str = "pgd-at") -> dict[str, Any]:
+    """Arguments for `Experiment` from flat settings: options of the recipe go to their place, types are checked."""
     kinds = {f.name: str(f.type) for f in dataclasses.fields(Experiment)}
     options = dict(found.get("recipe_options", {}))
     settings: dict[str, Any] = {}
-    _one_of("recipe", found.get("recipe", "pgd-at"), RECIPES)
-    allowed = recipe_options(found.get("recipe", "pgd-at"))
+    _one_of("recipe", found.get("recipe", recipe), RECIPES)
+    allowed = recipe_options(found.get("recipe", recipe))
     for key, value in found.items():
         if key in kinds:
             settings[key] = _typed(key, value, kinds[key])

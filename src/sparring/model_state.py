@@ -55,8 +55,16 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
 @contextmanager
 def private_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds the global generators for the body (stochastic models draw from them) and puts them back at the end."""
+    saved = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.random.default_generator.manual_seed(seed)
         if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif saved is not None:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if saved is not None:
+                torch.mps.set_rng_state(saved)

@@ -56,7 +56,8 @@ class Noise:
         """Streams for the examples with these running numbers (B,). Another seed or purpose, other streams."""
         digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
         base = int.from_bytes(digest[:8], "little", signed=True)
-        return Noise(_mix(_mix(index.to(torch.int64) * _GOLDEN + base) ^ base), base & 0x7FFFFFFF)
+        first = int(index[0]) if len(index) else 0  # so that stochastic models do not repeat themselves batch by batch
+        return Noise(_mix(_mix(index.to(torch.int64) * _GOLDEN + base) ^ base), (base + first) & 0x7FFFFFFF)
 
     @staticmethod
     def from_torch(num: int) -> Noise:

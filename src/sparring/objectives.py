@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.types import labels_of
+from sparring.types import labels_of, take
 
 
 class Objective(ABC):
@@ -44,7 +44,7 @@ class CrossEntropy(Untargeted):
 class Margin(Untargeted):
     """max_{k != y} logit_k - logit_y: positive when the label is lost.
 
-    Source: Carlini and Wagner 2017, section V, f_6 without the cut at -kappa (we keep climbing).
+    Source: Carlini and Wagner 2017, the objective f_6 without its cut from below (we keep climbing).
     """
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Targeted(Objective):
 
     def take(self, index: Tensor) -> Targeted:
         """The same goal for some of the examples."""
-        return self if isinstance(self.wanted, int) else replace(self, wanted=self.wanted[index])
+        return self if isinstance(self.wanted, int) else replace(self, wanted=take(self.wanted, index))
 
     def _wanted(self, logits: Tensor) -> Tensor:
         if isinstance(self.wanted, int):

@@ -42,7 +42,7 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
     data = load_data(experiment.data)
-    experiment = experiment.completed(data.shape)
+    experiment = experiment.completed(data.shape, data.name)
     model = _model(experiment, data.shape, data.num_classes)
     config = {
         "experiment": dataclasses.asdict(experiment),
@@ -61,12 +61,16 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
         raise
 
 
-def resume_run(out: Path, *, observe: Observe | None = None) -> TrainingResult:
-    """Goes on with the run in `out` where its last checkpoint is; from the start when it has none."""
+def resume_run(out: Path, *, model: str | None = None, observe: Observe | None = None) -> TrainingResult:
+    """Goes on with the run in `out` where its last checkpoint is; from the start when it has none.
+
+    A run of a network from a file needs `model` once more, see `load`.
+    """
     experiment = read_config(out)
+    _trusted(experiment, model, out)
     data = load_data(experiment.data)
-    model = _model(experiment, data.shape, data.num_classes)
-    return _run(experiment, data, model, out, _read_state(out / "checkpoint.pt"), observe)
+    network = _model(experiment, data.shape, data.num_classes)
+    return _run(experiment, data, network, out, _read_state(out / "checkpoint.pt"), observe)
 
 
 def read_config(run: Path) -> Experiment:
@@ -79,10 +83,12 @@ def read_config(run: Path) -> Experiment:
         ) from None
 
 
-def load(run: str | Path, which: str = "best") -> nn.Module:
+def load(run: str | Path, which: str = "best", *, model: str | None = None) -> nn.Module:
     """The trained model of a run folder, in eval mode on the CPU; `which` is best, last or averaged.
 
-    Raises ValueError when the folder holds no such weights.
+    A network of the user's own comes from a Python file, and building it runs that file. A folder from somebody else
+    must not decide that, so `model="file.py:function"` has to be given for it. Raises ValueError without it, and
+    when the folder holds no such weights.
     """
     run = Path(run)
     config, weights = _config(run), run / f"{which}.safetensors"
@@ -91,10 +97,12 @@ def load(run: str | Path, which: str = "best") -> nn.Module:
         raise ValueError(
             f"{run} has no {which}.safetensors; it has {', '.join(there) or 'no weights yet: train first'}"
         )
-    experiment = dataclasses.replace(read_config(run), weights=None)
-    model = _model(experiment, tuple(config["shape"]), config["num_classes"])
-    load_weights(model, weights)
-    return model.eval()
+    experiment = read_config(run)
+    _trusted(experiment, model, run)
+    experiment = dataclasses.replace(experiment, weights=None, model=model or experiment.model)
+    network = _model(experiment, tuple(config["shape"]), config["num_classes"])
+    load_weights(network, weights)
+    return network.eval()
 
 
 def training_record(run: Path, which: str) -> dict[str, Any]:
@@ -135,10 +143,19 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # several libraries, several kinds
         state = type(error).__name__
-    if not isinstance(state, dict) or not {"model", "optimizer", "rng", "epoch"} <= set(state):
+    if not isinstance(state, dict) or not set(state) >= TrainingState.KEYS:
         held = state if isinstance(state, str) else type(state).__name__
         raise ValueError(f"{path} is no checkpoint of a run ({held}); delete it, and --resume begins anew")
     return state
+
+
+def _trusted(experiment: Experiment, model: str | None, run: Path) -> None:
+    """Raises ValueError when the folder alone would decide which Python file is run."""
+    if model is None and ":" in str(experiment.model):
+        raise ValueError(
+            f"the network of {run} is built by {experiment.model}; loading it runs that file. If you trust "
+            f"it, name it: --model {experiment.model} (in Python: model=...)"
+        )
 
 
 def _model(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -164,7 +181,8 @@ def _run(
 ) -> TrainingResult:
     e, device = experiment, pick_device(experiment.device)
     model.to(device)
-    keep, held = hold_out(data.y_train, min(0.1, e.held_out / len(data.y_train)), seed=e.seed)
+    num_held = min(e.held_out, max(len(data.y_train) // 10, data.num_classes))
+    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=e.seed)
     x, y = data.x_train.to(device), data.y_train.to(device)
     assert e.epochs is not None and e.batch_size is not None and e.radius_ramp is not None and e.schedule is not None
     batches = Batches(
@@ -178,7 +196,7 @@ def _run(
 
     def validate(candidate: Any) -> dict[str, float]:
         found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())
-        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
+        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
 
     saved = time.monotonic()
 

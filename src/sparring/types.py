@@ -64,9 +64,9 @@ def size(x: Inputs) -> int:
 def take(value: Any, index: Tensor) -> Any:
     """The rows `index` of a batch; threats and objectives choose theirs; what holds nothing per example stays."""
     if isinstance(value, Tensor):
-        return value[index]
+        return value[index.to(value.device)]
     if isinstance(value, Mapping):
-        return {name: tensor[index] for name, tensor in value.items()}
+        return {name: take(tensor, index) for name, tensor in value.items()}
     return value.take(index) if hasattr(value, "take") else value
 
 

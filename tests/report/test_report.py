@@ -42,7 +42,8 @@ def history(hard: bool, epochs: int = 20) -> list[dict[str, Any]]:
         robust = 0.62 * (1 - math.exp(-e / 4)) - fall if hard else 0.05
         loss, clean = 1.8 * math.exp(-e / 8) + 0.3 * hard, 0.97 - 0.5 * math.exp(-e / 3)
         lines.append({"epoch": e, "step": e * 50, "learning_rate": 0.1, "radius_factor": 1.0, "seconds": 2.0 * e,
-                      "train_loss": loss, "clean_accuracy": clean, "robust_accuracy": robust})  # fmt: skip
+                      "train_loss": loss, "clean_accuracy": clean, "robust_accuracy": robust,
+                      "examples": 10_000})  # fmt: skip
     return lines
 
 

@@ -95,7 +95,7 @@ class Given:
 
     def take(self, index: Tensor) -> Given:
         """The same starts for some of the examples."""
-        return Given(self.z[index])
+        return Given(take(self.z, index))
 
 
 null, uniform = Null(), Uniform()

@@ -23,8 +23,8 @@ def gradient_ascent(
 ) -> Attacker:
     """z <- project(z + absolute_step * grad): follows the raw gradient from the clean input.
 
-    Source: the method of steepest ascent as introductions present it; Szegedy 2014, section 4.1 is the first to climb
-    a network's loss this way (there with L-BFGS). Steps shrink with the gradient, so confident models hold it up.
+    Source: the method of steepest ascent as introductions present it; Biggio 2013 evades classifiers by following
+    gradients, Szegedy 2014 finds adversarial examples of deep networks (by L-BFGS). Confident models hold it up.
     """
     return _compose(threat, RawAscent(absolute_step), num_steps, null, **options)
 
@@ -63,14 +63,9 @@ def pgd(
 
 
 def mi_fgsm(
-    threat: ThreatModel,
-    *,
-    num_steps: int = 10,
-    step: float = 0.1,
-    absolute_step: float | None = None,
-    momentum: float = 1.0,
-    **options: Any,
-) -> Attacker:
+    threat: ThreatModel, *, num_steps: int = 10, step: float = 0.1, absolute_step: float | None = None,
+    momentum: float = 1.0, **options: Any,
+) -> Attacker:  # fmt: skip
     """BIM along a running sum of normalised gradients.
 
     Source: Dong 2018, algorithm 1 (radius / num_steps per step, decay 1.0).

@@ -17,8 +17,8 @@ from sparring.noise import Noise
 
 
 def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(train_index, held_out_index), sorted int64: part of the training data, every class in its share, that
-    checkpoints are chosen on (the test data must not choose). ValueError when the part is too small for that.
+    """(train_index, held_out_index), sorted int64: part of the training data that checkpoints are chosen on (the test
+    data must not choose), every class in its share where there are enough. ValueError when nothing can be held out.
 
     >>> [len(part) for part in hold_out(torch.arange(100) % 2, 0.1, seed=0)]
     [90, 10]
@@ -27,12 +27,14 @@ def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
     if not 0 < fraction < 1:
         raise ValueError(f"the share to hold out must lie between 0 and 1, such as 0.1; got {fraction}")
+    classes, counts = np.unique(y.cpu().numpy(), return_counts=True)
+    rare = counts.min() < 2 or round(fraction * len(y)) < len(classes)  # too few to give every class its share
     try:
-        parts = train_test_split(np.arange(len(y)), test_size=fraction, stratify=y.cpu().numpy(), random_state=seed)
+        parts = train_test_split(
+            np.arange(len(y)), test_size=fraction, stratify=None if rare else y.cpu().numpy(), random_state=seed
+        )
     except ValueError as error:
-        raise ValueError(
-            f"cannot hold out {fraction} of {len(y)} examples with each class in its share: {error}"
-        ) from error
+        raise ValueError(f"cannot hold out {fraction:.3g} of {len(y)} examples: {error}") from error
     return torch.from_numpy(np.sort(parts[0])), torch.from_numpy(np.sort(parts[1]))
 
 

@@ -5,6 +5,7 @@ Shapes: N examples, B batch, C H W one image, D features, *X one input.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import json
@@ -55,6 +56,7 @@ def scale(x: Tensor) -> Tensor:
     return x.to(torch.float32)
 
 
+@functools.lru_cache(maxsize=1)
 def load(spec: str) -> Dataset:
     """The data set "digits", "mnist" or "cifar10", or that of a folder of parquet or an .npz file.
 
@@ -193,6 +195,8 @@ def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, cl
             f"{x_test.dtype} {tuple(x_test.shape[1:])}; one model must take both"
         )
     num = int(max(y_train.max(), y_test.max())) + 1
+    if num > len(y_train) + len(y_test):
+        raise ValueError(f"{name}: labels go up to {num - 1}, with fewer examples than that: are they class numbers?")
     if class_names is not None and len(class_names) < num:
         raise ValueError(f"{name}: labels go up to {num - 1}, but there are {len(class_names)} class names")
     return Dataset(name, x_train, y_train, x_test, y_test, tuple(class_names or map(str, range(num))))

@@ -13,7 +13,7 @@ from torch import Tensor
 def describe(value: Any) -> Any:
     """A record as JSON-ready data: type name and fields, tensors by shape and range."""
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "min": value.min().item(), "max": value.max().item()}
+        return {"shape": list(value.shape), "min": describe(value.min().item()), "max": describe(value.max().item())}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}

@@ -58,7 +58,7 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
     findings = _train_mode(model)
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
         first, second = _run(frozen, x, threat), _run(frozen, x, threat)
-    _check_labels(y, first)
+    check_labels(y, first)
     findings += _randomness(model, x, threat, first, second)
     if _are_probabilities(first):
         model = LogProbabilities(model)
@@ -162,7 +162,8 @@ def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) 
     return out
 
 
-def _check_labels(y: Any, logits: Tensor) -> None:
+def check_labels(y: Any, logits: Tensor) -> None:
+    """Raises PreflightError for labels that are not class numbers of these logits."""
     num, num_classes = logits.shape
     expected = f"expected class numbers (B,) = ({num},), int64, from 0 to {num_classes - 1}"
     if not isinstance(y, Tensor):

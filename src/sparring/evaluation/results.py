@@ -34,11 +34,13 @@ def write_results(folder: Path, evaluation: Evaluation, **about: Any) -> dict[st
     training, class_names, device.
     """
     record = to_record(evaluation, **about)
+    for old in ("results.json", "gallery.npz"):  # results.json comes last: a folder that has it is complete
+        (folder / old).unlink(missing_ok=True)
     if evaluation.gallery:
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in evaluation.gallery.items()}
         write_atomically(folder / "gallery.npz", lambda stream: np.savez_compressed(stream, **arrays))
     write_text(folder / "examples.csv", _examples(evaluation))
-    write_json(folder / "results.json", record)  # last: a folder with results.json is complete
+    write_json(folder / "results.json", record)
     return record
 
 
@@ -85,7 +87,7 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
         "broke": record.broke,
         "robust_after": record.standing_after / num,
         "rejected": record.rejected,
-        "cost": record.cost._asdict(),
+        "cost": {**record.cost._asdict(), "seconds": round(record.seconds, 3)},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.evaluation.preflight import Finding, check_data, preflight
+from sparring.evaluation.preflight import Finding, check_data, check_labels, preflight
 from sparring.evaluation.statistics import Share, wilson
 from sparring.evaluation.verify import AttackRecord, Batch, MakeAttack, attempt, new_record, predict
 from sparring.threats.base import ThreatModel
@@ -24,8 +24,8 @@ CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 class Evaluation:
     """Verdicts per example and what they add up to. All shares carry a 95 % Wilson interval.
 
-    table: one entry per example: index, label, clean_prediction, clean_confidence, robust, broken_by (number of the
-    attack, -1 for none), adversarial_prediction, adversarial_confidence, size. gallery: some turned examples.
+    table: one entry per example: index, label, clean_prediction, clean_confidence, correct, robust, broken_by (number
+    of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size. gallery: some turned examples.
     """
 
     threat: ThreatModel
@@ -72,12 +72,14 @@ def evaluate(
     """
     started, totals, done = time.monotonic(), _Totals(threat, attacks, curve, curve_attacks or attacks, gallery_size), 0
     for x, y in batches:
-        y, index = y.to(device_of(x)), torch.arange(done, done + size(x))
+        if done and not size(x):
+            continue
         if done == 0:
             checked = preflight(model, x, y, threat)
             model, totals.findings = checked.model, list(checked.findings)
+        index = torch.arange(done, done + size(x), device=device_of(x))
         check_data(x, take(threat, index))
-        totals.add(Batch(model, x, y, index.to(y.device), take(threat, index.to(y.device)), seed))
+        totals.add(Batch(model, x, y.to(device_of(x)), index, threat, seed))
         done += size(x)
         if observe:
             observe(done)
@@ -98,7 +100,8 @@ class _Totals:
         self.threat, self.gallery_size = threat, gallery_size
         self.records = [new_record(number, make, threat) for number, make in enumerate(attacks)]
         self.curve_records = [new_record(100 + n, make, threat) for n, make in enumerate(curve_attacks)]
-        self.factors = sorted({*curve} - {1.0})
+        bounded = bool(torch.as_tensor(threat.radius).isfinite().all())
+        self.factors = sorted({*curve} - {1.0}) if bounded else []
         self.columns: dict[str, list[Tensor]] = {}
         self.stands_at: dict[float, list[Tensor]] = {}
         self.gallery: dict[str, list[Tensor]] = {}
@@ -107,21 +110,23 @@ class _Totals:
 
     def add(self, batch: Batch) -> None:
         """Everything about one batch."""
-        logits, cost = predict(batch.model, batch.x, batch.seed)
+        logits, cost = predict(batch.model, batch.x, batch.seed + int(batch.number[0]))
+        check_labels(batch.y, logits)
         self.cost = self.cost.plus(cost)
         prediction, confidence = _top(logits)
         table = {
             "index": batch.number, "label": batch.y, "clean_prediction": prediction, "clean_confidence": confidence,
-            "robust": prediction == batch.y, "broken_by": torch.full_like(batch.y, -1),
+            "robust": (prediction == batch.y) & logits.isfinite().all(1), "broken_by": torch.full_like(batch.y, -1),
             "adversarial_prediction": prediction.clone(), "adversarial_confidence": confidence.clone(),
             "size": torch.zeros_like(confidence),
         }  # fmt: skip
+        table["correct"] = table["robust"].clone()
         for record in self.records:
             standing = table["robust"].nonzero()[:, 0]
             if len(standing):
                 self._attack(batch, record, standing, table)
             record.standing_after += int(table["robust"].sum())
-        self._curve(batch, table["clean_prediction"] == batch.y, table["robust"])
+        self._curve(batch, table["correct"], table["robust"])
         for name, column in table.items():
             self.columns.setdefault(name, []).append(column.cpu())
 
@@ -167,10 +172,10 @@ class _Totals:
     def result(self, seed: int, seconds: float) -> Evaluation:
         """Adds everything up."""
         table = {name: torch.cat(parts) for name, parts in self.columns.items()}
-        correct, robust, num = table["clean_prediction"] == table["label"], table["robust"], len(table["label"])
+        correct, robust, num = table["correct"], table["robust"], len(table["label"])
         right, left = int(correct.sum()), int(robust.sum())
         self.findings += [_rejected(r) for r in (*self.records, *self.curve_records) if any(r.rejected.values())]
-        radius = float(torch.as_tensor(self.threat.radius).float().mean())
+        radius = float(torch.as_tensor(self.threat.radius, dtype=torch.float64).mean())
         curve = [(0.0, wilson(right, num))]
         curve += [(f * radius, wilson(int(torch.cat(s).sum()), num)) for f, s in sorted(self.stands_at.items())]
         return Evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,11 +33,13 @@ class AttackRecord:
     broke: int = 0
     standing_after: int = 0
     cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
 
 
 class Batch(NamedTuple):
-    """A batch under evaluation: the examples' running numbers (B,) key their noise."""
+    """A batch under evaluation. The examples' running numbers (B,) key their noise, and find their part of `threat`,
+    which is the threat of all examples."""
 
     model: Model
     x: Inputs
@@ -78,23 +81,28 @@ def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
 
 def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.0) -> Trial:
     """Attacks the rows at `factor` times the radius; realizes what comes back, shows it to the model, checks it."""
-    threat = at_factor(take(batch.threat, rows), factor)
-    x, y = take(batch.x, rows), batch.y[rows]
-    noise = Noise.make(batch.seed, f"evaluate/{record.number}", batch.number[rows])
-    attack = record.make(threat)
+    started = time.monotonic()
+    whole, numbers = at_factor(batch.threat, factor), batch.number[rows]
+    threat, x, y = take(whole, numbers), take(batch.x, rows), batch.y[rows]
+    noise = Noise.make(batch.seed, f"evaluate/{record.number}", numbers)
+    attack = record.make(whole)
+    attack = take(attack, numbers) if hasattr(attack, "take") else record.make(threat)
     if isinstance(attack, Attack) and attack.keep == "last":
         raise ValueError('an attack with keep="last" returns an iterate that nobody looked at; use "fooled_first"')
     with attack_mode(batch.model) as frozen:
         result = attack(frozen, x, y, noise=noise)
     if not isinstance(result, AttackResult):
         raise TypeError(f"{record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
-    x_adv = threat.realize(x, result.z)
-    logits, cost = predict(batch.model, x_adv, batch.seed)
+    z = result.z.detach()
+    x_adv = threat.realize(x, z)
+    logits, cost = predict(batch.model, x_adv, noise.seed)
     lost = logits.argmax(1) != y
-    claimed = lost if result.reached is None else lost | result.reached
+    goal = getattr(getattr(attack, "attack", attack), "objective", None)  # a targeted claim is judged by its own goal
+    again = lost if goal is None else goal.reached(logits, y)
+    claimed = lost if result.reached is None else lost | (result.reached & ~again)
     checks = {
         "not_finite": logits.isfinite().all(1),
-        "outside_set": inside(threat, x, result.z),
+        "outside_set": inside(threat, x, z),
         "outside_domain": threat.valid(x, x_adv),
         "not_reproduced": lost,
     }
@@ -105,4 +113,5 @@ def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.
     record.ran_on += len(rows)
     record.broke += int(good.sum())
     record.cost = record.cost.plus(result.cost)
-    return Trial(good, logits, x_adv, result.size, result.cost.plus(cost))
+    record.seconds += time.monotonic() - started
+    return Trial(good, logits, x_adv, threat.size(x, z), result.cost.plus(cost))

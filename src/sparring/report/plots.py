@@ -74,7 +74,7 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"learning{series}"}):
         figure = Figure(figsize=(5.4, 4.2), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
-        epoch = [_number(line.get("epoch")) for line in history]
+        epoch = [1 + _number(line.get("epoch")) for line in history]  # people count from 1
         loss, clean, robust = ([_number(line.get(key)) for line in history] for key in _HISTORY)
         look: dict[str, Any] = {"color": _SERIES[series % 6], "marker": "o" if len(history) < 25 else ""}
         top.plot(epoch, loss, **look)
@@ -83,7 +83,7 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         if np.isfinite(robust).any():
             bottom.plot(epoch, robust, label="under attack", **look)
         for axes in (top, bottom) if best is not None and best >= 0 else ():
-            axes.axvline(best, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="best epoch")
+            axes.axvline(1 + best, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="best epoch")
         _percent_axis(bottom)
         top.set_title("training loss")
         bottom.set_title("validation accuracy")

@@ -36,9 +36,9 @@ class Ball(ABC):
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        smallest = self.radius.min().item() if isinstance(self.radius, Tensor) else self.radius
-        if not smallest >= 0:
-            raise ValueError(f"radius must not be negative, in input units such as 8/255; got {smallest}")
+        if not torch.all(torch.as_tensor(self.radius) >= 0):
+            got = torch.as_tensor(self.radius).min().item()
+            raise ValueError(f"radius must not be negative, in input units such as 8/255; got {got}")
         if isinstance(self.radius, Tensor) and self.radius.ndim > 1:
             raise ValueError(f"radius must be a number or (B,); got shape {tuple(self.radius.shape)}")
         if self.mask is not None and self.mask.dtype != torch.bool:
@@ -76,7 +76,11 @@ class Ball(ABC):
 
     def project(self, x: Tensor, z: Tensor) -> Tensor:
         z = self._shrink(self._masked(z))
-        return z if self.low is None and self.high is None else self._clip(z.add_(x)).sub_(x)
+        if self.low is None and self.high is None:
+            return z
+        # the room left in the box, not clip(x + z) - x: rounding of large x would push z out of its ball
+        room = [None if side is None else side - x for side in (self.low, self.high)]
+        return z.clamp_(room[0], room[1])
 
     def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
         return self._steepest(self._masked(grad))
@@ -100,12 +104,12 @@ class Ball(ABC):
 
     def _clip(self, v: Tensor) -> Tensor:
         """Into the box, in place."""
-        if isinstance(self.low, float) and isinstance(self.high, float):
-            return v.clamp_(self.low, self.high)  # the usual case, in one pass over memory
         v = v if self.low is None else v.clamp_(min=self.low)
         return v if self.high is None else v.clamp_(max=self.high)
 
     def _masked(self, z: Tensor) -> Tensor:
+        if self.mask is not None and self.mask.ndim != z.ndim:
+            raise ValueError(f"mask {tuple(self.mask.shape)} must be (1, *X) or (B, *X) for inputs {tuple(z.shape)}")
         return z if self.mask is None else z * self.mask
 
 

@@ -17,6 +17,7 @@ from sparring.types import Inputs, device_of, size, take
 class ThreatModel(Protocol):
     """What may be changed, as a space Z of perturbations around each input, and its geometry.
 
+    Implementations are frozen dataclasses, so that `dataclasses.replace` gives another radius.
     `x` are Inputs (batch axis first; a threat states which kind it takes), `z` is (B, *Z). Every method acts on each
     example by itself.
     """
@@ -71,7 +72,8 @@ def at_factor(threat: Any, factor: float) -> Any:
 def inside(threat: ThreatModel, x: Inputs, z: Tensor) -> Tensor:
     """(B,) bool: `size` is at most the radius, up to float rounding (1e-5 relative, 1e-6 absolute)."""
     found = threat.size(x, z)
-    return found <= per_example(threat.radius, found) * (1 + 1e-5) + 1e-6
+    rounding = max(1e-5, 2 * torch.finfo(found.dtype).eps)
+    return found <= per_example(threat.radius, found) * (1 + rounding) + 1e-6
 
 
 def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, seed: int = 0) -> None:

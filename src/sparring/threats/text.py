@@ -38,7 +38,12 @@ def parse_threat(text: str) -> Ball:
             raise ValueError(f"threat {text!r}: the box is empty, {low} is not below {high}")
     if not _number(radius, text) > 0:
         raise ValueError(f"threat {text!r}: the radius must be above 0; {_EXAMPLES}")
-    return THREATS[name](_number(radius, text), **box)
+    threat = THREATS[name](_number(radius, text), **box)
+    width = None if threat.low is None or threat.high is None else float(threat.high) - float(threat.low)
+    if name == "linf" and width is not None and width <= threat.radius < float("inf"):
+        hint = f"; did you mean linf:{radius}/255?" if "/" not in radius else ""
+        raise ValueError(f"threat {text!r}: with this radius every input may become any other{hint}")
+    return threat
 
 
 def format_threat(threat: object) -> str:

@@ -16,6 +16,6 @@ def trouble(model: nn.Module, loss: Tensor, epoch: int, step: int) -> str | None
         return None
     what = f"the loss is {loss.item()}" if not math.isfinite(loss.item()) else f"the gradient's norm is {norm}"
     return (
-        f"Training stopped in epoch {epoch + 1}, step {step + 1}: {what}. The weights of the last finished epoch are "
-        "kept. Try a smaller learning rate, a radius schedule that starts smaller, or float32 instead of less."
+        f"Training stopped in epoch {epoch + 1}, step {step + 1}: {what}. The last good weights are kept. "
+        "Try a smaller learning rate, a radius schedule that starts smaller, or float32 instead of less."
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,10 @@ class TrainingState:
     best: Weights = field(default_factory=dict)
     epoch_rng: list[Tensor] = field(default_factory=list)
 
-    _PLAIN = ("epoch", "batch", "step", "loss_sum", "seen", "seconds", "history", "best_epoch", "best_score", "best")
+    _PLAIN: ClassVar = (
+        "epoch", "batch", "step", "loss_sum", "seen", "seconds", "history", "best_epoch", "best_score", "best",
+    )  # fmt: skip
+    KEYS: ClassVar = {*_PLAIN, "epoch_rng", "model", "optimizer", "averaged", "rng"}
 
     def to_dict(self) -> dict[str, Any]:
         """A copy that later steps do not change."""
@@ -127,10 +129,10 @@ def train(
     """
     averaged = averaged_copy(model, averaging) if averaging else None
     state = TrainingState(model, optimizer, averaged)
-    rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
     if resume:
         state.load(resume)
-    good, stopped = copy.deepcopy(model.state_dict()), None
+    good, stopped = _weights(state), None
     total = state.total = num_epochs * _count(batches)
     schedule, radius_schedule = schedule or Constant(), radius_schedule or Constant()
 
@@ -147,7 +149,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if stopped := trouble(model, loss, state.epoch, state.step):
-                model.load_state_dict(good)
+                for module, weights in zip((model, averaged), good, strict=True):
+                    if module:
+                        module.load_state_dict(weights)
                 break
             optimizer.step()
             _count_step(state, loss.item() * size(x), size(x), started)
@@ -157,9 +161,11 @@ def train(
                 break
         else:
             _finish_epoch(state, validate, score, radius_schedule(min(1.0, state.step / total)), started)
-            good = copy.deepcopy(model.state_dict())
+            good = _weights(state)
             if save:
                 save(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     return TrainingResult(
         best=state.best or copy.deepcopy(state.candidate.state_dict()),
         last=copy.deepcopy(model.state_dict()),
@@ -169,6 +175,11 @@ def train(
         seconds=state.seconds,
         stopped=stopped,
     )
+
+
+def _weights(state: TrainingState) -> tuple[Weights, Weights]:
+    """Copies of the live and the averaged weights, to go back to."""
+    return copy.deepcopy((state.model.state_dict(), state.averaged.state_dict() if state.averaged else {}))
 
 
 def _count_step(state: TrainingState, loss: float, num: int, started: float) -> None:
@@ -186,7 +197,7 @@ def _finish_epoch(
 ) -> None:
     """Validates, remembers the best, writes the line of history, and turns the page."""
     state.candidate.eval()
-    figures = dict(validate(state.candidate)) if validate else {}
+    figures = {name: float(v) for name, v in validate(state.candidate).items()} if validate else {}
     if validate and score not in figures:
         raise ValueError(f"validate returned {sorted(figures)}; it needs {score!r}, by which the best epoch is chosen")
     value = figures.get(score, float(state.epoch))
@@ -218,10 +229,11 @@ def _rest_of_epoch(batches: Any, state: TrainingState) -> Iterator[tuple[Inputs,
         return iter(batches)
     now = _rng()
     _set_rng(state.epoch_rng)
-    rest = itertools.islice(iter(batches), state.batch, None)
-    first = next(rest, None)
+    rest = iter(batches)
+    for _ in range(state.batch):
+        next(rest, None)
     _set_rng(now)
-    return iter([]) if first is None else itertools.chain([first], rest)
+    return rest
 
 
 def _count(batches: Any) -> int:

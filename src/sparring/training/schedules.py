@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.threats.base import at_factor
+from sparring.training.recipes import Standard
 
 Schedule = Callable[[float], float]
 
@@ -69,8 +70,10 @@ SCHEDULES: dict[str, Schedule] = {
 
 def at_radius(recipe: Any, factor: float) -> Any:
     """The recipe with its attack's radius times `factor`, for radius schedules; standard training stays."""
-    if factor == 1.0 or not hasattr(recipe, "attack"):
+    if factor == 1.0 or isinstance(recipe, Standard):
         return recipe
+    if not hasattr(recipe, "attack"):
+        raise ValueError(f"a radius schedule needs a recipe with an `attack`; {type(recipe).__name__} has none")
     if hasattr(recipe.attack, "threat"):
         return replace(recipe, attack=replace(recipe.attack, threat=at_factor(recipe.attack.threat, factor)))
     if hasattr(recipe.attack, "attack"):  # restarts of an attack
