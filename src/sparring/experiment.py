@@ -85,7 +85,7 @@ PRESETS: dict[Any, dict[str, Any]] = {
         "epochs": 50, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
         "schedule": "one-cycle", "radius_ramp": 0.3, "crop": 0, "flip": False,
     },
-    (8, 8): {"epochs": 60, "batch_size": 64},
+    (8, 8): {"epochs": 50, "batch_size": 64, "learning_rate": 5e-3, "weight_decay": 1e-2, "averaging": 0.99},
     (28, 28): {"epochs": 15, "model": "cnn-mnist-wide"},
     (32, 32): {
         "epochs": 30, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "averaging": 0.995, "crop": 4,

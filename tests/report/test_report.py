@@ -37,11 +37,11 @@ def share(right: np.ndarray) -> dict[str, Any]:
 
 def history(hard: bool, epochs: int = 20) -> list[dict[str, Any]]:
     lines = []
-    for e in range(1, epochs + 1):
+    for e in range(1, epochs + 1):  # the files count epochs from 0, the page from 1
         fall = max(0, e - 12) * 0.008
         robust = 0.62 * (1 - math.exp(-e / 4)) - fall if hard else 0.05
         loss, clean = 1.8 * math.exp(-e / 8) + 0.3 * hard, 0.97 - 0.5 * math.exp(-e / 3)
-        lines.append({"epoch": e, "step": e * 50, "learning_rate": 0.1, "radius_factor": 1.0, "seconds": 2.0 * e,
+        lines.append({"epoch": e - 1, "step": e * 50, "learning_rate": 0.1, "radius_factor": 1.0, "seconds": 2.0 * e,
                       "train_loss": loss, "clean_accuracy": clean, "robust_accuracy": robust,
                       "examples": 10_000})  # fmt: skip
     return lines

@@ -83,7 +83,7 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         if np.isfinite(robust).any():
             bottom.plot(epoch, robust, label="under attack", **look)
         for axes in (top, bottom) if best is not None and best >= 0 else ():
-            axes.axvline(1 + best, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="best epoch")
+            axes.axvline(1 + (best or 0), color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="best epoch")
         _percent_axis(bottom)
         top.set_title("training loss")
         bottom.set_title("validation accuracy")
