@@ -50,14 +50,16 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
     }
+    existed = out.exists()
     write_json(out / "config.json", config)
     try:
         return _run(experiment, data, model, out, None, observe)
     except Exception:
         if not (out / "checkpoint.pt").exists():  # nothing was learned: the folder is left as it was found
             (out / "config.json").unlink()
-            with suppress(OSError):
-                out.rmdir()
+            if not existed:
+                with suppress(OSError):
+                    out.rmdir()
         raise
 
 

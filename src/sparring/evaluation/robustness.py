@@ -163,7 +163,7 @@ class _Totals:
     def _remember(self, pictures: dict[str, Tensor], hit: Tensor, table: dict[str, Tensor]) -> None:
         """Keeps turned examples for the gallery until it is full."""
         room = self.gallery_size - sum(len(part) for part in self.gallery.get("x", []))
-        if room <= 0:
+        if room <= 0 or not len(hit):
             return
         names = ("label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
         for name, column in (pictures | {name: table[name][hit] for name in ("index", *names)}).items():

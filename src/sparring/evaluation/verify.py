@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.attack import Attack
+from sparring.attacks.combine import Restarts
 from sparring.evaluation.describe import describe, name_of
 from sparring.model_state import attack_mode, private_rng
 from sparring.noise import Noise
 from sparring.threats.base import ThreatModel, at_factor, inside
-from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, size, take
+from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
 
 MakeAttack = Callable[[ThreatModel], Attacker]
 REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
@@ -61,7 +62,7 @@ class Trial(NamedTuple):
 
 def new_record(number: int, make: MakeAttack, threat: ThreatModel) -> AttackRecord:
     """An empty record; raises TypeError for what is not a function from a threat model to an attack."""
-    if isinstance(make, Attack) or not callable(make):
+    if isinstance(make, (Attack, Restarts)) or not callable(make):
         raise TypeError(
             f"attacks are functions from a threat model to an attack, such as sparring.pgd; "
             f"got a {type(make).__name__}. Write lambda threat: ... with the attack built on that threat"
@@ -89,8 +90,9 @@ def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.
     attack = take(attack, numbers) if hasattr(attack, "take") else record.make(threat)
     if isinstance(attack, Attack) and attack.keep == "last":
         raise ValueError('an attack with keep="last" returns an iterate that nobody looked at; use "fooled_first"')
-    with attack_mode(batch.model) as frozen:
-        result = attack(frozen, x, y, noise=noise)
+    # copies and a private generator: a hand-written attack may write into its arguments and draw as it likes
+    with attack_mode(batch.model) as frozen, private_rng(noise.seed, y.device):
+        result = attack(frozen, map_inputs(torch.clone, x), y.clone(), noise=noise)
     if not isinstance(result, AttackResult):
         raise TypeError(f"{record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
     z = result.z.detach()

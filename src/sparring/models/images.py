@@ -125,12 +125,7 @@ class GlobalMean(nn.Module):
 
 
 def resnet_small(
-    shape: Shape,
-    num_classes: int,
-    width: int = 16,
-    num_blocks: int = 1,
-    *,
-    normalize: nn.Module | None = None,
+    shape: Shape, num_classes: int, width: int = 16, num_blocks: int = 1, *, normalize: nn.Module | None = None
 ) -> nn.Module:
     """A CIFAR ResNet of depth 6 * num_blocks + 2; by default 12.5 M multiply-adds at 3x32x32."""
     channels, _, _ = _image(shape, "resnet-small", 8)

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -129,43 +130,39 @@ def train(
     """
     averaged = averaged_copy(model, averaging) if averaging else None
     state = TrainingState(model, optimizer, averaged)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    if resume:
-        state.load(resume)
-    good, stopped = _weights(state), None
-    total = state.total = num_epochs * _count(batches)
-    schedule, radius_schedule = schedule or Constant(), radius_schedule or Constant()
-
-    while state.epoch < num_epochs and not stopped:
-        started = time.monotonic()
-        model.train()
-        for x, y in _rest_of_epoch(batches, state):
-            progress = min(1.0, state.step / total)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(progress)
-            index = torch.arange(state.seen, state.seen + size(x))
-            noise = Noise.make(seed, f"train/{state.epoch}", index)
-            loss = at_radius(recipe, radius_schedule(progress))(model, x, y, noise=noise)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if stopped := trouble(model, loss, state.epoch, state.step):
-                for module, weights in zip((model, averaged), good, strict=True):
-                    if module:
-                        module.load_state_dict(weights)
-                break
-            optimizer.step()
-            _count_step(state, loss.item() * size(x), size(x), started)
+    with _own_rates(optimizer) as rates:
+        if resume:
+            state.load(resume)
+        state.total = num_epochs * _count(batches)
+        schedule, radius_schedule = schedule or Constant(), radius_schedule or Constant()
+        good, stopped = _weights(state), None
+        while state.epoch < num_epochs and not stopped:
             started = time.monotonic()
-            if observe and observe(state):
-                stopped = "Training was interrupted."
-                break
-        else:
-            _finish_epoch(state, validate, score, radius_schedule(min(1.0, state.step / total)), started)
-            good = _weights(state)
-            if save:
-                save(state)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+            model.train()
+            for x, y in _rest_of_epoch(batches, state):
+                progress = min(1.0, state.step / state.total)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * schedule(progress)
+                noise = Noise.make(seed, f"train/{state.epoch}", torch.arange(state.seen, state.seen + size(x)))
+                loss = at_radius(recipe, radius_schedule(progress))(model, x, y, noise=noise)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if stopped := trouble(model, loss, state.epoch, state.step):
+                    model.load_state_dict(good[0])
+                    if averaged:
+                        averaged.load_state_dict(good[1])
+                    break
+                optimizer.step()
+                _count_step(state, loss.item() * size(x), size(x), started)
+                started = time.monotonic()
+                if observe and observe(state):
+                    stopped = "Training was interrupted."
+                    break
+            else:
+                _finish_epoch(state, validate, score, radius_schedule(min(1.0, state.step / state.total)), started)
+                good = _weights(state)
+                if save:
+                    save(state)
     return TrainingResult(
         best=state.best or copy.deepcopy(state.candidate.state_dict()),
         last=copy.deepcopy(model.state_dict()),
@@ -175,6 +172,17 @@ def train(
         seconds=state.seconds,
         stopped=stopped,
     )
+
+
+@contextmanager
+def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
+    """Yields the optimizer's own learning rates, and puts them back at the end."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield rates
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _weights(state: TrainingState) -> tuple[Weights, Weights]:

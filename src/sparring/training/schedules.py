@@ -36,7 +36,7 @@ class OneCycle:
     peak: float = 0.1
 
     def __call__(self, progress: float) -> float:
-        return progress / self.peak if progress < self.peak else (1 - progress) / (1 - self.peak)
+        return progress / self.peak if progress < self.peak else (1 - progress) / max(1 - self.peak, 1e-12)
 
 
 @dataclass(frozen=True)

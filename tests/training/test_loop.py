@@ -1,0 +1,461 @@
+"""The training loop: resumed to the same bits, stopped when it breaks, best chosen, averaged as by hand."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from contracts import rand, seeded
+from sparring.attacks.catalogue import pgd
+from sparring.data import Batches
+from sparring.threats import Linf
+from sparring.training.guard import trouble
+from sparring.training.loop import TrainingResult, TrainingState, train
+from sparring.training.recipes import Standard, pgd_at
+from sparring.training.schedules import Constant, Cosine, OneCycle, Piecewise, Ramp, at_radius
+from sparring.training.weights import averaged_copy
+
+X, Y = rand(10, 2, 3, 3, seed=4).float(), torch.arange(10) % 3
+PLAIN = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
+EPOCHS, STEPS = 3, 9
+
+
+def network() -> nn.Module:
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(18, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3)
+        )
+    )
+
+
+def linear() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(18, 3)))
+
+
+def sgd(model: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), rate)
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Examples with noise from the global generator, as most augmentations draw it."""
+
+    def __len__(self) -> int:
+        return len(Y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return (X[index] + 0.1 * torch.rand(X.shape[1:])).clamp(0, 1), Y[index]
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "list": lambda: PLAIN,
+    "batches": lambda: Batches(X, Y, 4, seed=3, shuffle=True, crop=1, flip=True),
+    "loader": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True),
+}
+
+
+def bits(value: Any) -> Any:
+    """State dicts and histories as something that compares exactly; seconds differ from run to run."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {name: bits(v) for name, v in value.items() if name != "seconds"}
+    return [bits(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(result: TrainingResult) -> dict[str, Any]:
+    names = ("best", "last", "averaged", "best_epoch", "history", "stopped")
+    return {name: bits(getattr(result, name)) for name in names}
+
+
+def run(source: str, seed: int, **options: Any) -> TrainingResult:
+    """The small run with everything that has a memory; `seed` is the global generator's at its start."""
+    model = network()
+
+    @torch.no_grad()
+    def validate(candidate: Any) -> dict[str, float]:
+        assert not candidate.training
+        torch.rand(3)  # a validation that draws random numbers
+        return {"robust_accuracy": -F.cross_entropy(candidate(X), Y).item(), "other": 1.0}
+
+    def start() -> TrainingResult:
+        return train(
+            model, SOURCES[source](), pgd_at(Linf(0.1), num_steps=2), torch.optim.AdamW(model.parameters(), 0.05),
+            num_epochs=EPOCHS, validate=validate, schedule=OneCycle(0.3), radius_schedule=Ramp(0.6), averaging=0.9,
+            seed=11, **options,
+        )  # fmt: skip
+
+    return seeded(start, seed)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_stopped_after_any_step_and_resumed_ends_in_the_same_bits(source: str) -> None:
+    whole = outcome(run(source, seed=5))
+    assert whole["stopped"] is None and len(whole["history"]) == EPOCHS
+    assert outcome(run(source, seed=5)) == whole
+    for step in range(1, STEPS + 1):
+        kept = io.BytesIO()
+
+        def stop(state: TrainingState, step: int = step, kept: io.BytesIO = kept) -> bool:
+            if state.step == step:
+                torch.save(state.to_dict(), kept)
+            return state.step == step
+
+        assert run(source, seed=5, observe=stop).stopped == "Training was interrupted."
+        kept.seek(0)
+        state = torch.load(kept, weights_only=True)
+        assert set(state) == TrainingState.KEYS
+        before = bits(state)
+        assert outcome(run(source, seed=99, resume=state)) == whole, f"stopped after step {step}"
+        assert bits(state) == before, "resuming changed the checkpoint it was given"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_stopped_after_every_step_in_turn(source: str) -> None:
+    whole, state, steps = outcome(run(source, seed=5)), None, []
+
+    def stop(now: TrainingState) -> bool:
+        nonlocal state
+        state = now.to_dict()
+        steps.append(now.step)
+        return True
+
+    result = run(source, seed=5, observe=stop)
+    while result.stopped:
+        result = run(source, seed=77, observe=stop, resume=state)
+    assert steps == list(range(1, STEPS + 1)) and outcome(result) == whole
+
+
+def test_resume_from_what_save_saw() -> None:
+    whole, states = outcome(run("loader", seed=5)), []
+    run("loader", seed=5, save=lambda state: states.append(state.to_dict()))
+    assert [state["epoch"] for state in states] == [1, 2, 3] and [state["batch"] for state in states] == [0, 0, 0]
+    for state in states:
+        assert outcome(run("loader", seed=98, resume=state)) == whole
+
+
+def test_the_noise_of_an_epoch_does_not_depend_on_the_batch_size() -> None:
+    seen: dict[int, list[Tensor]] = {}
+
+    def recipe(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        seen[size].append(noise.keys)
+        return F.cross_entropy(model(x), y)
+
+    for size in (1, 4, 10):
+        seen[size], model = [], linear()
+        train(model, Batches(X, Y, size), recipe, sgd(model), num_epochs=2, seed=6)
+    assert torch.equal(torch.cat(seen[1]), torch.cat(seen[4])) and torch.equal(torch.cat(seen[4]), torch.cat(seen[10]))
+    assert len(torch.cat(seen[10]).unique()) == 20
+
+
+def test_a_checkpoint_with_other_averaging_is_refused() -> None:
+    states: list[dict[str, Any]] = []
+    model = linear()
+    train(model, PLAIN, Standard(), sgd(model), num_epochs=1, save=lambda s: states.append(s.to_dict()))
+    with pytest.raises(ValueError, match="disagree about weight averaging"):
+        train(model, PLAIN, Standard(), sgd(model), num_epochs=2, averaging=0.9, resume=states[0])
+
+
+def test_a_saved_state_is_a_copy() -> None:
+    states: list[dict[str, Any]] = []
+    run("list", seed=5, save=lambda s: states.append(s.to_dict()))
+    assert bits(states[0]["model"]) != bits(states[2]["model"])
+    assert len(states[0]["history"]) == 1 and len(states[2]["history"]) == 3
+
+
+# What breaks -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """Standard training whose `at`-th batch goes wrong."""
+
+    at: int
+    what: str
+    calls: list[int] = field(default_factory=list)
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        self.calls.append(len(self.calls))
+        loss = F.cross_entropy(model(x), y)
+        if len(self.calls) != self.at:
+            return loss
+        weight = next(model.parameters())
+        return {
+            "nan loss": loss * math.nan,
+            "infinite loss": loss + math.inf,
+            "nan gradient": loss + (0 * weight.sum()).sqrt(),
+        }[self.what]
+
+
+@pytest.mark.parametrize("averaging", [None, 0.5])
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [("nan loss", "the loss is nan"), ("infinite loss", "the loss is inf"), ("nan gradient", "norm is nan")],
+)
+def test_what_is_not_finite_stops_and_the_last_good_weights_are_back(
+    what: str, sentence: str, averaging: float | None
+) -> None:
+    model, saved, scores = network(), [], iter([0.1, 0.2, 0.9])
+
+    def save(state: TrainingState) -> None:
+        saved.append(copy.deepcopy((state.model.state_dict(), state.candidate.state_dict())))
+
+    result = train(
+        model, PLAIN, Breaking(8, what), sgd(model), num_epochs=EPOCHS, averaging=averaging, save=save,
+        validate=lambda candidate: {"robust_accuracy": next(scores)},
+    )  # fmt: skip
+    assert result.stopped is not None and sentence in result.stopped
+    assert "epoch 3, step 8" in result.stopped and "Try a smaller learning rate" in result.stopped
+    live, candidate = saved[-1]
+    assert len(saved) == 2 and len(result.history) == 2 and result.best_epoch == 1
+    assert bits(result.last) == bits(live) == bits(dict(model.state_dict()))
+    assert bits(result.best) == bits(candidate)
+    assert (result.averaged is None) == (averaging is None)
+    if averaging:
+        assert bits(result.averaged) == bits(candidate)
+
+
+def test_broken_at_once_leaves_the_starting_weights() -> None:
+    model = network()
+    before = bits(dict(model.state_dict()))
+    result = train(model, PLAIN, Breaking(1, "nan loss"), sgd(model), num_epochs=2, averaging=0.9)
+    assert result.stopped and result.best_epoch == -1 and result.history == []
+    assert bits(result.last) == bits(result.best) == bits(result.averaged) == before
+
+
+def test_trouble_sees_nothing_in_a_sound_step() -> None:
+    model = linear()
+    loss = F.cross_entropy(model(X), Y)
+    loss.backward()
+    assert trouble(model, loss, 0, 0) is None
+    assert trouble(nn.Identity(), torch.tensor(1.0), 0, 0) is None
+    model[1].bias.grad[0] = math.inf
+    assert "the gradient's norm is inf" in str(trouble(model, loss, 0, 0))
+
+
+def test_no_batch_and_no_length() -> None:
+    model = linear()
+    for empty in ([], DataLoader(Augmented(), batch_size=20, drop_last=True)):
+        with pytest.raises(ValueError, match="not one batch"):
+            train(model, empty, Standard(), sgd(model), num_epochs=1)
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from PLAIN
+
+    with pytest.raises(TypeError, match=r"batches \(generator\) have no length"):
+        train(model, endless(), Standard(), sgd(model), num_epochs=1)
+
+
+# The best epoch and the history ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.1, 0.5, 0.3], 1), ([0.5, 0.5, 0.3], 1), ([0.0, 0.0, 0.0], 2), ([0.9, 0.5, 0.8], 0)]
+)
+def test_the_later_of_equals_is_the_best(scores: list[float], best: int) -> None:
+    model, saved, given = network(), [], iter(scores)
+    result = train(
+        model, PLAIN, Standard(), sgd(model), num_epochs=3, score="mine", save=lambda s: saved.append(s.to_dict()),
+        validate=lambda candidate: {"mine": next(given), "robust_accuracy": -1.0},
+    )  # fmt: skip
+    assert result.best_epoch == best and bits(result.best) == bits(dict(saved[best]["model"]))
+    assert bits(result.last) == bits(dict(saved[2]["model"]))
+
+
+def test_without_validation_the_last_epoch_is_the_best() -> None:
+    model = linear()
+    result = train(model, PLAIN, Standard(), sgd(model), num_epochs=3)
+    assert result.best_epoch == 2 and bits(result.best) == bits(result.last) and result.averaged is None
+
+
+def test_a_missing_score_is_an_error() -> None:
+    model = linear()
+    with pytest.raises(ValueError, match=r"returned \['clean_accuracy'\]; it needs 'robust_accuracy'"):
+        train(model, PLAIN, Standard(), sgd(model), num_epochs=1, validate=lambda m: {"clean_accuracy": 1.0})
+
+
+def test_lines_of_history() -> None:
+    model, losses = linear(), []
+
+    def recipe(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        loss = F.cross_entropy(model(x), y)
+        losses.append(loss.item() * len(y))
+        return loss
+
+    result = train(
+        model, PLAIN, recipe, sgd(model, 0.2), num_epochs=2, schedule=Cosine(),
+        validate=lambda m: {"robust_accuracy": 0.5, "examples": 7},
+    )  # fmt: skip
+    assert [line["epoch"] for line in result.history] == [0, 1]
+    assert [line["step"] for line in result.history] == [3, 6]
+    assert [line["radius_factor"] for line in result.history] == [1.0, 1.0]
+    assert [line["examples"] for line in result.history] == [7.0, 7.0]
+    rates = [0.2 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in (2, 5)]
+    assert [line["learning_rate"] for line in result.history] == pytest.approx(rates)
+    means = [sum(losses[:3]) / 10, sum(losses[3:]) / 10]
+    assert [line["train_loss"] for line in result.history] == pytest.approx(means, rel=1e-12)
+    assert result.history[0]["seconds"] <= result.history[1]["seconds"] <= round(result.seconds, 3)
+    assert list(result.history[0]) == [
+        "epoch", "step", "learning_rate", "radius_factor", "train_loss", "robust_accuracy", "examples", "seconds",
+    ]  # fmt: skip
+
+
+def test_the_model_is_validated_in_eval_mode_and_trained_in_train_mode() -> None:
+    model, modes = network().eval(), []
+
+    def recipe(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        modes.append(model.training)
+        return F.cross_entropy(model(x), y)
+
+    def validate(candidate: Any) -> dict[str, float]:
+        assert candidate is model and not any(m.training for m in candidate.modules())
+        return {"robust_accuracy": 0.0}
+
+    train(model, PLAIN, recipe, sgd(model), num_epochs=2, validate=validate)
+    assert modes == [True] * 6
+
+
+# Schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_factors_times_each_group_s_own_rate_which_comes_back() -> None:
+    model, seen = linear(), []
+    groups = [{"params": [model[1].weight], "lr": 0.3}, {"params": [model[1].bias], "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups)
+
+    def observe(state: TrainingState) -> None:
+        assert state.total == 6
+        seen.append([group["lr"] for group in state.optimizer.param_groups])
+
+    for _ in range(2):  # the second run starts from the optimizer's own rates, not from where the first one ended
+        seen.clear()
+        train(model, PLAIN, Standard(), optimizer, num_epochs=2, schedule=OneCycle(0.5), observe=observe)
+        factors = [0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]
+        for rates, factor in zip(seen, factors, strict=True):
+            assert rates == pytest.approx([0.3 * factor, 0.01 * factor])
+        assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.01]
+
+
+@pytest.mark.parametrize("how", ["observe", "nan"])
+def test_the_rate_comes_back_when_stopped(how: str) -> None:
+    model = linear()
+    optimizer = sgd(model, 0.3)
+    recipe = Breaking(2, "nan loss") if how == "nan" else Standard()
+    result = train(
+        model, PLAIN, recipe, optimizer, num_epochs=2, schedule=OneCycle(0.5),
+        observe=lambda state: how == "observe" and state.step == 2,
+    )  # fmt: skip
+    assert result.stopped and optimizer.param_groups[0]["lr"] == 0.3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Standard training that writes down the radius of its attack."""
+
+    attack: Any
+    radii: list[float] = field(default_factory=list)
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        inner = getattr(self.attack, "attack", self.attack)
+        self.radii.append(inner.threat.radius)
+        return F.cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_a_radius_schedule_scales_the_radius_of_the_attack(restarts: int) -> None:
+    model, recipe = linear(), Recording(pgd(Linf(0.2), num_steps=2, restarts=restarts))
+    result = train(model, PLAIN, recipe, sgd(model), num_epochs=2, radius_schedule=Ramp(0.5, start=0.1))
+    factors = [0.1, 0.4, 0.7, 1.0, 1.0, 1.0]
+    assert recipe.radii == pytest.approx([0.2 * factor for factor in factors])
+    assert [line["radius_factor"] for line in result.history] == [1.0, 1.0]
+
+
+def test_a_crafted_step_stays_in_the_scaled_radius() -> None:
+    recipe = pgd_at(Linf(0.2), num_steps=3)
+    crafted = at_radius(recipe, 0.25).craft(linear(), X.clamp(0.3, 0.7), Y)
+    assert (crafted - X.clamp(0.3, 0.7)).abs().max().item() == pytest.approx(0.05, abs=1e-6)
+    assert recipe.attack.threat.radius == 0.2
+
+
+def test_recipes_that_cannot_be_scaled() -> None:
+    def plain(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    @dataclass(frozen=True)
+    class WithFunction:
+        attack: Any
+
+    with pytest.raises(ValueError, match="function has none"):
+        at_radius(plain, 0.5)
+    with pytest.raises(ValueError, match="plain function"):
+        at_radius(WithFunction(plain), 0.5)
+    assert at_radius(plain, 1.0) is plain
+    assert at_radius(Standard(), 0.5) == Standard()
+    with pytest.raises(ValueError, match="function has none"):
+        train(linear(), PLAIN, plain, sgd(linear()), num_epochs=1, radius_schedule=Ramp(0.5))
+
+
+def test_closed_forms() -> None:
+    assert [Constant()(t) for t in (0.0, 0.5, 1.0)] == [1, 1, 1]
+    assert [Cosine()(t) for t in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, (2 + math.sqrt(2)) / 4, 0.5, 0])
+    assert [OneCycle(0.4)(t) for t in (0.0, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert OneCycle(0.0)(0.0) == 1.0 and OneCycle(0.1)(0.1) == 1.0
+    assert [Piecewise()(t) for t in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [Ramp(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
+    assert [Ramp(0.5, start=0.2)(t) for t in (0.0, 0.25, 0.5)] == pytest.approx([0.2, 0.6, 1])
+    assert Ramp(0.0)(0.0) == 1.0
+
+
+# Averaging -------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_equals_a_loop_written_by_hand() -> None:
+    def make() -> nn.Module:
+        return seeded(
+            lambda: nn.Sequential(
+                nn.Flatten(), nn.Linear(18, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)
+            ).double()
+        )
+
+    x, decay = X.double(), 0.35
+    batches = [(x[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
+    model = make()
+    result = train(model, batches, Standard(), sgd(model), num_epochs=EPOCHS, averaging=decay)
+
+    hand, average, num = make(), {}, 0
+    hand.train()
+    for _ in range(EPOCHS):
+        for xb, yb in batches:
+            grads = torch.autograd.grad(F.cross_entropy(hand(xb), yb), list(hand.parameters()))
+            with torch.no_grad():
+                for p, grad in zip(hand.parameters(), grads, strict=True):
+                    p -= 0.1 * grad
+            beta = min(decay, (1 + num) / (10 + num)) if num else 0.0
+            for name, value in hand.state_dict().items():
+                if num and value.is_floating_point():
+                    average[name] = beta * average[name] + (1 - beta) * value
+                else:
+                    average[name] = value.clone()
+            num += 1
+    assert min(decay, 7 / 16) == decay > 2 / 11  # the ramp and its end are both seen
+    assert result.averaged is not None and set(result.averaged) == set(average)
+    for name, value in average.items():
+        torch.testing.assert_close(result.averaged[name], value, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(result.last[name], hand.state_dict()[name], rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(result.averaged["2.running_mean"], result.last["2.running_mean"])
+    assert bits(result.best) == bits(result.averaged)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+def test_a_decay_that_is_none(decay: float) -> None:
+    with pytest.raises(ValueError, match="averaging decay"):
+        averaged_copy(linear(), decay)
