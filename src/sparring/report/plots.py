@@ -89,6 +89,7 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         bottom.set_title("validation accuracy")
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=3, handles=bottom.get_legend_handles_labels()[0])
         return _svg(figure, label)
 
