@@ -71,8 +71,10 @@ def resume_run(out: Path, *, model: str | None = None, observe: Observe | None =
     experiment = read_config(out)
     _trusted(experiment, model, out)
     data = load_data(experiment.data)
-    network = _model(experiment, data.shape, data.num_classes)
-    return _run(experiment, data, network, out, _read_state(out / "checkpoint.pt"), observe)
+    state = _read_state(out / "checkpoint.pt")
+    start = dataclasses.replace(experiment, weights=None) if state else experiment  # the checkpoint has newer ones
+    network = _model(start, data.shape, data.num_classes)
+    return _run(experiment, data, network, out, state, observe)
 
 
 def read_config(run: Path) -> Experiment:
