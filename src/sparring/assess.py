@@ -15,7 +15,7 @@ from sparring import runs
 from sparring.attacks.text import STANDARD_ATTACKS, NamedAttack
 from sparring.data import Batches
 from sparring.data import load as load_data
-from sparring.evaluation.preflight import Finding
+from sparring.evaluation.findings import Finding
 from sparring.evaluation.results import write_results
 from sparring.evaluation.robustness import evaluate
 from sparring.models import build, from_file, load_weights

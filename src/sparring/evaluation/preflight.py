@@ -6,12 +6,13 @@ Shapes: B examples, K classes. What can be handled is handled and told in a Find
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparring.evaluation.findings import Finding
 from sparring.model_state import attack_mode, private_rng
 from sparring.objectives import cross_entropy, margin
 from sparring.threats.base import ThreatModel
@@ -20,15 +21,6 @@ from sparring.types import Inputs, Model, device_of, plain, size, take
 
 class PreflightError(ValueError):
     """The model or the data cannot be attacked in a way that would mean anything."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a reader of the verdict must know: a short name, a plain sentence, and the numbers in it."""
-
-    name: str
-    sentence: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

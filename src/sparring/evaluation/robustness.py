@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.evaluation.preflight import Finding, check_data, check_labels, preflight
+from sparring.evaluation.findings import Finding
+from sparring.evaluation.preflight import check_data, check_labels, preflight
 from sparring.evaluation.statistics import Share, wilson
 from sparring.evaluation.verify import AttackRecord, Batch, MakeAttack, attempt, new_record, predict
 from sparring.threats.base import ThreatModel

@@ -1,0 +1,92 @@
+"""AutoAttack's standard protocol composed from torchattacks: the independent implementation that ours is held against.
+
+torchattacks' own class `AutoAttack` is not the standard (ten steps for APGD and FAB), so its four attacks are put
+together here with the published budgets: APGD-CE 100 steps, targeted APGD-DLR 100 steps x 9 classes, FAB-T 100 steps x
+9 classes, Square 5,000 queries with p 0.8 and the schedule as published; each sees only what still stands.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.types import Cost
+
+
+class Counting(nn.Module):
+    """A model that counts its sample-passes: forwards, and backwards that reach its input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(self._count)
+        return self.model(x)
+
+    def _count(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
+
+    def cost(self) -> Cost:
+        return Cost(self.forwards, self.backwards)
+
+
+def members(model: nn.Module, norm: str, radius: float, num_classes: int, seed: int) -> Iterator[tuple[str, Any]]:
+    """(name, attack) of the protocol, in its order. norm "Linf" or "L2"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchattacks.attacks.apgd import APGD
+        from torchattacks.attacks.apgdt import APGDT
+        from torchattacks.attacks.fab import FAB
+        from torchattacks.attacks.square import Square
+    shared = {"norm": norm, "eps": radius, "seed": seed}
+    yield "apgd-ce", APGD(model, steps=100, n_restarts=1, loss="ce", eot_iter=1, rho=0.75, **shared)
+    if num_classes >= 4:  # the targeted form divides by the third and fourth largest logit
+        targets = min(num_classes, 10)
+        yield "apgd-t", APGDT(model, steps=100, n_restarts=1, eot_iter=1, rho=0.75, n_classes=targets, **shared)
+    elif num_classes == 3:
+        yield "apgd-dlr", APGD(model, steps=100, n_restarts=1, loss="dlr", eot_iter=1, rho=0.75, **shared)
+    fab = FAB(model, steps=100, n_restarts=1, multi_targeted=True, n_classes=min(num_classes, 10), **shared)
+    yield "fab-t", fab
+    yield "square", Square(model, n_queries=5000, n_restarts=1, p_init=0.8, resc_schedule=False, **shared)
+
+
+def reference(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    radius: float,
+    num_classes: int,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Which examples stand after each member, the passes, and the seconds."""
+    counting = Counting(model).eval()
+    started = time.perf_counter()
+    with torch.no_grad():
+        standing = counting(x).argmax(1) == y
+    record: dict[str, Any] = {"clean": standing.tolist(), "members": []}
+    for name, attack in members(counting, norm, radius, num_classes, seed):
+        index = standing.nonzero()[:, 0]
+        if len(index):
+            adversarial = attack(x[index], y[index])
+            with torch.no_grad():
+                fooled = counting(adversarial).argmax(1) != y[index]
+            moved = (adversarial - x[index]).flatten(1)
+            size = moved.abs().amax(1) if norm == "Linf" else moved.norm(dim=1)
+            inside = (size <= radius * (1 + 1e-5) + 1e-6) & (adversarial.flatten(1).amin(1) >= 0)
+            inside &= adversarial.flatten(1).amax(1) <= 1
+            standing[index[fooled & inside]] = False
+        record["members"].append({"name": name, "standing": int(standing.sum()), "cost": counting.cost()})
+        say(f"  {name}: {int(standing.sum())} stand, {time.perf_counter() - started:.0f} s")
+    record |= {"robust": standing.tolist(), "cost": counting.cost(), "seconds": time.perf_counter() - started}
+    return record
