@@ -17,7 +17,7 @@ from sparring.attacks.catalogue import CATALOGUE
 from sparring.geometry import per_example
 from sparring.noise import Noise
 from sparring.objectives import cross_entropy, kl, margin
-from sparring.threats import L2, Ball, Linf
+from sparring.threats import L1, L2, Ball, Linf
 from sparring.training.recipes import RECIPES as RECIPES
 from sparring.types import Attacker, take
 
@@ -60,7 +60,7 @@ def _threats() -> dict[str, ThreatCase]:
     for shape, name in ((SHAPE, "image"), (FLAT, "flat")):
         masks = {"all": None, "one-mask": rand(1, *shape[1:], seed=5) < 0.6, "masks": rand(*shape, seed=6) < 0.6}
         radii = {"scalar": 0.3, "radii": torch.tensor([0.1, 0.4, 0.2], dtype=torch.float64)}
-        for kind, radius, box, mask in itertools.product((Linf, L2), radii, BOXES, masks):
+        for kind, radius, box, mask in itertools.product((Linf, L2, L1), radii, BOXES, masks):
             low, high = BOXES[box]
             x = rand(*shape, seed=1)
             if box == "wide":
@@ -74,6 +74,11 @@ def _threats() -> dict[str, ThreatCase]:
     cases["L2-number-tensor"] = ThreatCase(L2(torch.tensor(0.3), low=0.0, high=1.0), x)
     cases["Linf-float32"] = ThreatCase(Linf(8 / 255), x.float())
     cases["L2-float32"] = ThreatCase(L2(0.5), x.float())
+    cases["L1-tensor-box"] = ThreatCase(L1(9.0, low=x[:1] - x[:1], high=torch.ones(7).double()), x)
+    cases["L1-only-low"] = ThreatCase(L1(3.0, low=0.0, high=None), x)
+    cases["L1-only-high"] = ThreatCase(L1(torch.tensor(3.0), low=None, high=1.0), x)
+    cases["L1-corners"] = ThreatCase(L1(3.0), x.round())
+    cases["L1-float32"] = ThreatCase(L1(12.0), x.float())
     cases["words"] = words_case()
     return cases
 
@@ -215,4 +220,4 @@ def words_case() -> ThreatCase:
 
 THREATS = _threats()
 ATTACKS = _attacks()
-BALLS: dict[str, type[Ball]] = {"Linf": Linf, "L2": L2}
+BALLS: dict[str, type[Ball]] = {"Linf": Linf, "L2": L2, "L1": L1}

@@ -57,7 +57,7 @@ class Threat(NamedTuple):
 
 
 _N = r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?"
-_THREAT = re.compile(rf"(linf|l2):({_N}|inf)(?:/([1-9]\d*))?(?:,box=(none|({_N})\.\.({_N})))?")
+_THREAT = re.compile(rf"(linf|l2|l1):({_N}|inf)(?:/([1-9]\d*))?(?:,box=(none|({_N})\.\.({_N})))?")
 
 
 def read_threat(text: str, shape: Sequence[int]) -> Threat:
@@ -80,6 +80,8 @@ def read_threat(text: str, shape: Sequence[int]) -> Threat:
         words = f"Every {part} may change by {amount}"
         if bounds[0] is not None and bounds[1] is not None:
             words += f", which is {percent(radius / (bounds[1] - bounds[0]))} of its range"
+    elif kind == "l1":
+        words = f"The changes of all {size} values add up to {amount}: for instance {radius / size:.3g} each"
     else:
         words = f"The whole change, measured as a Euclidean length over all {size} values, is {amount}"
         words += f": for instance one value by {radius:g}, or all of them by {radius / math.sqrt(size):.3g}"

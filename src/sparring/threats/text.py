@@ -1,4 +1,4 @@
-"""Threat models as text: "linf:8/255", "l2:0.5", "linf:0.1,box=none", "l2:1,box=-3..3"."""
+"""Threat models as text: "linf:8/255", "l2:0.5", "l1:12", "linf:0.1,box=none", "l2:1,box=-3..3"."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from sparring.threats.balls import L2, Ball, Linf
+from sparring.threats.l1 import L1
 
-THREATS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
+THREATS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
 
-_EXAMPLES = "right ones: linf:8/255, linf:0.3, l2:0.5, linf:0.1,box=none, l2:1,box=-3..3"
+_EXAMPLES = "right ones: linf:8/255, linf:0.3, l2:0.5, l1:12, linf:0.1,box=none, l2:1,box=-3..3"
 
 
 def parse_threat(text: str) -> Ball:
