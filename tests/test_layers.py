@@ -32,11 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "threats": GROUND | {"threats"},
     "attacks": LOWER,
     "training": LOWER | {"training", "files"},
-    "evaluation": LOWER | {"evaluation", "files"},
+    "certify": GROUND | {"model_state", "threats", "models", "certify"},
+    "evaluation": LOWER | {"evaluation", "files", "certify"},
     "data": GROUND | {"data", "files"},
     "models": GROUND | {"models", "files"},
     "report": {"report", "files"},
     "integrations": LOWER | {"integrations"},
+    "gate": {"evaluation"},
 }
 BELOW_CLI = set(MAY_IMPORT) | RUNS
 MAY_IMPORT |= dict.fromkeys(RUNS, BELOW_CLI)
