@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from sparring.evaluation.statistics import McNemar, Share, mcnemar, wilson
+from sparring.evaluation.statistics import McNemar, Share, examples_needed, mcnemar, wilson
 
 Z95 = 1.959963984540054
 
@@ -37,6 +37,52 @@ def test_wilson_by_hand() -> None:
 def test_wilson_refuses(count: int, n: int, level: float) -> None:
     with pytest.raises(ValueError, match=r"got count|level"):
         wilson(count, n, level)
+
+
+WIDTHS = (0.97, 0.5, 0.2, 0.1, 0.0999999, 0.06, 0.02, 0.01, 0.001, 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_examples_needed_solves_the_quadratic(width: float, share: float) -> None:
+    # width^2 (n + z^2)^2 = 4 z^2 (share (1 - share) n + z^2 / 4), the larger root m = n + z^2
+    z2, p = Z95**2, share * (1 - share)
+    half = 2 * z2 * p / width**2
+    root = half + math.sqrt(half**2 + z2**2 * (1 - 4 * p) / width**2) - z2
+    n = examples_needed(width, share)
+    assert type(n) is int and n >= 1
+    assert n - 1 - 1e-9 * n <= max(root, 0.5) <= n * (1 + 1e-9)  # the ceiling of the root, up to rounding
+
+
+def test_examples_needed_is_the_first_whose_interval_is_that_narrow() -> None:
+    for width in (0.5, 0.2, 0.1, 0.02):  # at share 0 every n has a count: one by one
+        wide = [n for n in range(1, 300) if wilson(0, n).high > width]
+        assert wide == list(range(1, examples_needed(width, share=0)))
+    for width in (0.5, 0.2, 0.1):  # at share 1/2 every other n has one
+        n = examples_needed(width)
+        for even in range(2, n + 40, 2):
+            share = wilson(even // 2, even)
+            assert (share.high - share.low <= width) == (even >= n), (width, even)
+
+
+def test_examples_needed_knows_its_table_and_its_order() -> None:
+    assert [examples_needed(w) for w in (0.2, 0.1, 0.02)] == [93, 381, 9600]
+    numbers = [examples_needed(w) for w in WIDTHS]
+    assert numbers == sorted(numbers) and numbers[0] == 1 < numbers[1]  # a narrower interval needs more
+    shares = [examples_needed(0.02, share) for share in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)]
+    assert shares == shares[::-1] and max(shares) == shares[3] and shares[:4] == sorted(set(shares))
+    levels = [examples_needed(0.02, level=level) for level in (0.5, 0.9, 0.95, 0.99)]
+    assert levels == sorted(set(levels))
+
+
+@pytest.mark.parametrize(
+    ("width", "share", "level"),
+    [(0, 0.5, 0.95), (1, 0.5, 0.95), (2, 0.5, 0.95), (-0.1, 0.5, 0.95), (math.nan, 0.5, 0.95), (1e-7, 0.5, 0.95),
+     (0.1, -0.1, 0.95), (0.1, 1.1, 0.95), (0.1, math.nan, 0.95), (0.1, 0.5, 0), (0.1, 0.5, 1), (0.1, 50, 0.95)],
+)  # fmt: skip
+def test_examples_needed_refuses(width: float, share: float, level: float) -> None:
+    with pytest.raises(ValueError, match="not per cent"):
+        examples_needed(width, share, level)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 0), (0, 5), (3, 3), (7, 2), (4, 5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,39 @@ def wilson(count: int, n: int, level: float = 0.95) -> Share:
         raise ValueError(f"the confidence level must lie between 0 and 1, such as 0.95; got {level}")
     interval = binomtest(int(count), int(n)).proportion_ci(confidence_level=level, method="wilson")
     return Share(count / n, float(interval.low), float(interval.high), int(n), int(count))
+
+
+def examples_needed(width: float, share: float = 0.5, level: float = 0.95) -> int:
+    """The smallest number of examples with which Wilson's interval is at most `width` wide (high - low).
+
+    width in [1e-6, 1): twice the "plus or minus"; share in [0, 1]: about where the share is expected, 0.5 needs the
+    most. ValueError otherwise. The width is 2 z sqrt(share (1 - share) n + z^2 / 4) / (n + z^2), as if share * n
+    examples could be counted whether whole or not. It falls with every n, so a search by halves finds the first.
+
+    Source: Wilson 1927; z is the point of the normal distribution that leaves (1 - level) / 2 above it.
+
+    >>> examples_needed(0.02), examples_needed(0.02, share=0.9)  # plus or minus one point
+    (9600, 3461)
+    """
+    from scipy.special import ndtri
+
+    if not 1e-6 <= width < 1 or not 0 <= share <= 1 or not 0 < level < 1:
+        raise ValueError(
+            f"got width {width}, share {share}, level {level}; expected a width from 1e-6 to below 1 (0.02 is plus or "
+            "minus one point), a share in [0, 1] and a level between 0 and 1: all three are shares, not per cent"
+        )
+    z = float(ndtri((1 + level) / 2))
+
+    def wide(n: int) -> bool:
+        return 2 * z * math.sqrt(share * (1 - share) * n + z * z / 4) / (n + z * z) > width
+
+    too_few, enough = 0, 1
+    while wide(enough):
+        too_few, enough = enough, 2 * enough
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (middle, enough) if wide(middle) else (too_few, middle)
+    return enough
 
 
 class McNemar(NamedTuple):
