@@ -9,33 +9,72 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import Lines
+from common import Lines, provenance, table
 from reference import reference
-
-from sparring import runs
+from sparring import Ball, evaluate, runs
+from sparring.attacks.protocols import PROTOCOLS
+from sparring.attacks.text import parse_attacks
 from sparring.data import load as load_data
 from sparring.data.images import scale
 from sparring.threats import L2, parse_threat
 
 CHUNK = 250
-METHODS = ("reference-0", "reference-1")
+METHODS = ("reference-0", "reference-1", "autoattack", "fast")
 
 
 def part(run: Path, method: str, first: int, last: int) -> dict[str, Any]:
     """One method on the test images [first, last) of a run's data."""
     config = runs.read_config(run)
     spec = str(config.model)
-    model, _ = runs.load(run, "best", model=spec if ":" in spec else None), None
+    model = runs.load(run, "best", model=spec if ":" in spec else None).eval()
     dataset, threat = load_data(config.data), parse_threat(config.threat)
     x, y = scale(dataset.x_test[first:last]), dataset.y_test[first:last]
+    if method in PROTOCOLS:
+        return ours(model, x, y, threat, method)
     norm = "L2" if isinstance(threat, L2) else "Linf"
     return reference(model, x, y, norm, float(threat.radius), dataset.num_classes, int(method[-1]))
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Ball, protocol: str) -> dict[str, Any]:
+    """The same record as the reference's, from `evaluate` without its curve."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    found = evaluate(model, [(x, y)], threat, parse_attacks(protocol, threat), curve=())
+    return {
+        "clean": found.table["correct"].tolist(),
+        "members": [{"name": a.name, "standing": a.standing_after, "cost": a.cost} for a in found.attacks],
+        "robust": found.table["robust"].tolist(),
+        "cost": found.cost,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    """A Markdown table: per run and method what stands, passes per image, and seconds of this process."""
+    rows: list[list[str]] = []
+    for name in dict.fromkeys(record["run"] for record in records):
+        for method in METHODS:
+            chunks = [r for r in records if r["run"] == name and r["method"] == method]
+            if not chunks:
+                continue
+            n = sum(len(r["robust"]) for r in chunks)
+            clean, robust = (sum(sum(r[key]) for r in chunks) for key in ("clean", "robust"))
+            forwards, backwards = (sum(r["cost"][k] for r in chunks) / n for k in (0, 1))
+            rows.append([
+                f"{name}, {method}", str(n), f"{clean / n:.1%}", f"{robust / n:.2%}", str(robust),
+                f"{forwards:,.0f}", f"{backwards:,.0f}", f"{forwards + 2 * backwards:,.0f}",
+                f"{sum(r['cpu_seconds'] for r in chunks):,.0f}",
+            ])  # fmt: skip
+    head = ["model, method", "n", "clean", "robust", "stand", "forwards", "backwards", "passes", "CPU s"]
+    return table(head, rows)
 
 
 def main() -> None:
@@ -55,6 +94,8 @@ def main() -> None:
                     print(key, flush=True)
                     torch.manual_seed(0)
                     lines.add({**key, **part(Path(folder), method, first, last)})
+    print(f"\n{provenance(seed='0; reference 0 and 1', n='in the table', packages=['torchattacks'])}\n")
+    print(summary(lines.records))
 
 
 if __name__ == "__main__":

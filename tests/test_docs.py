@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from sparring import Linf
-from sparring.attacks.text import STANDARD_ATTACKS, parse_attacks
+from sparring.attacks.text import parse_attacks
 from sparring.cli import app
 from sparring.evaluation.statistics import wilson
 from sparring.training.recipes import RECIPES
@@ -171,17 +171,11 @@ def test_how_to_choose_counts_the_passes_of_recipes(name: str) -> None:
     assert re.search(rf"^\| `{name}` \|.*\| {found} \|$", CHOICES, re.MULTILINE), found
 
 
-@pytest.mark.parametrize("text", ["`fgsm`", "`pgd:num_steps=20`", "the default of `sparring evaluate`"])
+@pytest.mark.parametrize("text", ["`fgsm`", "`pgd:num_steps=20`", "`autoattack-rand`"])
 def test_how_to_choose_counts_the_passes_of_attacks(text: str) -> None:
-    named = STANDARD_ATTACKS if "default" in text else parse_attacks(text.strip("`"))
+    named = parse_attacks(text.strip("`"), Linf(0.1))
     found = passes(lambda model, x, y: [attack(Linf(0.01))(model, x, y) for attack in named])
     assert re.search(rf"^\| {re.escape(text)} \|.*\| {found} \|$", CHOICES, re.MULTILINE), found
-
-
-def test_how_to_choose_knows_the_default_attacks() -> None:
-    settings = [(a.name, dict(a.options)) for a in STANDARD_ATTACKS]
-    shared = {"num_steps": 40, "restarts": 5}
-    assert settings == [("pgd", shared | {"objective": "ce"}), ("pgd", shared | {"objective": "margin"})]
 
 
 def test_how_to_choose_knows_the_intervals() -> None:

@@ -54,6 +54,44 @@ class Margin(Untargeted):
 
 
 @dataclass(frozen=True)
+class DLR(Untargeted):
+    """margin / (largest - third largest logit): does not change when the logits are shifted or scaled.
+
+    Source: Croce and Hein 2020, eq. 6. With 2 classes there is no third logit, and the score is the margin.
+    """
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        return margin.score(logits, target) / _spread(logits, last=3)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetedDLR(Untargeted):
+    """(logit_wanted - logit_y) / (largest - mean of third and fourth largest logit); any wrong class will do.
+
+    `wanted`: classes (B,), towards which the score pulls. Source: Croce and Hein 2020, eq. 7. With 3 classes the third
+    logit stands for the mean; with 2 the score is the margin.
+    """
+
+    wanted: Tensor
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        wanted, own = self.wanted.to(logits.device)[:, None], labels_of(target)[:, None]
+        return (logits.gather(1, wanted) - logits.gather(1, own))[:, 0] / _spread(logits, last=4)
+
+    def take(self, index: Tensor) -> TargetedDLR:
+        """The same for some of the examples."""
+        return TargetedDLR(take(self.wanted, index))
+
+
+def _spread(logits: Tensor, last: int) -> Tensor | float:
+    """The largest logit minus the mean of the third to the `last` largest; 1 with two classes."""
+    if logits.shape[1] < 3:
+        return 1.0
+    top = logits.topk(min(last, logits.shape[1]), dim=1).values
+    return top[:, 0] - top[:, 2:].mean(1) + 1e-12
+
+
+@dataclass(frozen=True)
 class KL(Untargeted):
     """KL(p || softmax(logits)) = sum_k p_k (log p_k - log softmax(logits)_k), the inner objective of TRADES and VAT.
 
@@ -96,7 +134,7 @@ class Targeted(Objective):
         return self.wanted.to(logits.device)
 
 
-cross_entropy, margin, kl = CrossEntropy(), Margin(), KL()
+cross_entropy, margin, dlr, kl = CrossEntropy(), Margin(), DLR(), KL()
 
 
 def targeted(base: Objective, wanted: Any) -> Targeted:

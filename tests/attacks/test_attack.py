@@ -131,7 +131,7 @@ def test_smallest_radius_that_turns_a_linear_model(kind: str) -> None:
     x, model = rand(*SHAPE, seed=8), linear()
     y = model(x).argmax(1)
     value, d = slope(model, x, y)
-    dual = d.abs().flatten(1).sum(1) if kind == "Linf" else d.flatten(1).norm(dim=1)
+    dual = d.flatten(1).norm(p={"Linf": 1, "L2": 2, "L1": math.inf}[kind], dim=1)
     smallest = -value / dual
     for factor, falls in ((1.001, True), (0.999, False)):
         attack = pgd(BALLS[kind](smallest * factor, low=None, high=None), num_steps=100)

@@ -97,7 +97,7 @@ def disagreement(a: Any, b: Any) -> float:
     return float((a - b).abs().max())
 
 
-@pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("kind", ["Linf", "L2"])
 @pytest.mark.parametrize("method", ["fgsm", "bim", "pgd"])
 def test_foolbox(foolbox: Any, pair: tuple[nn.Module, Tensor], kind: str, method: str) -> None:
     net, x = pair
