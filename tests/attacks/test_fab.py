@@ -136,6 +136,19 @@ def test_float32_steps_of_many_entries_meet_the_plane(norm: float) -> None:
     torch.testing.assert_close((w.double() * d.double()).sum(1).float(), gap, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("norm", [math.inf, 2])
+def test_float32_steps_that_end_where_an_entry_reaches_its_end(norm: float) -> None:
+    """There the sums of what is used up and of what is left cancel; slopes span nine orders of magnitude."""
+    w = (rand(400, 60, seed=1) * 10 ** (-9 * rand(400, 60, seed=2) * (rand(400, 60, seed=3) < 0.3))).float()
+    room = rand(400, 60, seed=4).float()
+    each = w if norm == 2 else torch.ones_like(w)
+    level = (room / each).gather(1, (60 * rand(400, 1, seed=5)).long())
+    gap = (w * torch.minimum(level * each, room)).sum(1)
+    d = onto_plane(w, gap, norm, -room, room)
+    assert bool(((d >= 0) & (d <= room)).all())
+    torch.testing.assert_close((w.double() * d.double()).sum(1).float(), gap, rtol=1e-5, atol=0)
+
+
 def test_only_three_norms() -> None:
     with pytest.raises(ValueError, match=r"norm=3; the smallest step"):
         onto_plane(torch.ones(1, 2), torch.ones(1), 3)
@@ -148,6 +161,8 @@ def test_the_closest_plane_and_the_step_beyond_it_by_hand() -> None:
     for norm, (first, third) in distances.items():
         lead, _ = closest_plane(leads, slopes, norm)
         assert lead.tolist() == pytest.approx([-10.0 if first < third else -1.9])
+        lead, _ = closest_plane(leads * torch.tensor([1.0, 0.0, 1.0]), slopes, norm)
+        assert float(lead) != 0, "a class that always ties with the label leads nowhere"
     free = torch.full((1, 2), math.inf)
     # from z = (1, 0) the plane 3 a + 4 b = 5 is 2 / 5 away, from 0 it is 1 away: alpha = 2 / 7 is cut to 0.1
     z, slope = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])
@@ -484,18 +499,26 @@ def test_targets_come_in_the_order_of_their_likelihood() -> None:
     assert [int((v[0] - x[0])[1:].argmax()) + 1 for v in stepped[:3]] == [2, 3, 1]
 
 
-def test_restarts_start_within_half_of_what_is_known(network: nn.Module) -> None:
-    x = rand(*SHAPE, seed=1)
-    y = network(x).argmax(1)
-    best = fab(Linf(math.inf), num_steps=5)(network, x, y).size
+@pytest.mark.parametrize("norm", NORMS)
+def test_restarts_start_within_half_of_what_is_known(network: nn.Module, norm: str) -> None:
+    x, noise = rand(*SHAPE, seed=1), stream(3)
+    y, kind = network(x).argmax(1), BALLS[norm]
+    best = fab(kind(math.inf), num_steps=5)(network, x, y).size
     for radius in (0.2 * float(best.min()), math.inf):
         counting = Counting(network)
-        fab(Linf(radius), num_steps=5, restarts=2)(counting, x, y)
+        fab(kind(radius), num_steps=5, restarts=2)(counting, x, y, noise=noise)
         looks = counting.seen[1 : 1 + 2 * 5 * 2]
         assert torch.equal(looks[0], x), "the first run starts at the clean input"
-        start = (looks[10] - x).abs().flatten(1).amax(1)
-        limit = best.clamp_max(radius) / 2
-        assert bool(((start > 0.8 * limit) & (start <= limit * (1 + 1e-9))).all())
+        expected = kind(best.clamp_max(radius) / 2).sample(x, noise.restart(1))
+        torch.testing.assert_close(looks[10], x + expected)
+
+
+def test_the_published_numbers() -> None:
+    attack = fab_t(Linf(0.1))
+    assert isinstance(attack, FAB)
+    assert (attack.num_steps, attack.targets, attack.restarts) == (100, 9, 1)
+    assert (attack.alpha_max, attack.eta, attack.beta) == (0.1, 1.05, 0.9)
+    assert fab(Linf(0.1)) == replace(attack, targets=None)
 
 
 def test_two_classes_and_more_targets_than_classes(network: nn.Module) -> None:

@@ -393,6 +393,16 @@ def test_linf_starts_with_stripes_of_the_radius_and_windows_keep_to_its_corners(
     assert len(set(flat.sign().flatten().tolist())) == 2
 
 
+def test_l2_starts_and_stays_on_the_sphere_whatever_the_mask_takes_away() -> None:
+    x, radii = rand(*SHAPE), torch.tensor([0.1, 2.0, 100.0]).double()
+    for mask in (None, rand(*SHAPE, seed=6) < 0.4):
+        threat = L2(radii, low=None, high=None, mask=mask)
+        z = start(threat, x, stream(3))
+        for draw in range(1, 4):
+            torch.testing.assert_close(threat.size(x, z), radii)
+            z = proposal(threat, x, z, stream(3).uniform((7,), draw=draw), 0.2)
+
+
 def test_inputs_are_seen_as_channels_of_rows_and_columns() -> None:
     shapes = {(3,): (1, 1, 1), (3, 11): (1, 1, 11), (3, 2, 9): (2, 1, 9), SHAPE: (2, 5, 7), (3, 2, 4, 5, 7): (8, 5, 7)}
     assert {shape: grid(torch.zeros(shape)) for shape in shapes} == shapes

@@ -101,19 +101,22 @@ def _look(model: Model, threat: Any, x: Tensor, z: Tensor, label: Tensor) -> tup
 def square(
     threat: ThreatModel, *, num_queries: int = 5000, p: float = 0.8, restarts: int = 1, rescale: bool = False
 ) -> Attacker:
-    """A search without gradients: a random window is changed, and the change stays where the margin grows.
+    """A search without gradients: a random window is changed, and the change stays where it raises the margin.
 
-    Linf: stripes of +-radius to start, then windows of +-radius per channel. L2 and L1: a chessboard of humps to start,
-    then the length within two windows goes into one of them, as humps on what was there. After the start's pass come
-    at most `num_queries` passes per example, none once it has fallen. A window covers the share `p` of the places at
-    first, half of it after query 10, 50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000; `rescale` stretches these
-    10,000 queries to `num_queries`. Raises TypeError for other threats.
+    Linf: from stripes of +-radius on, windows of +-radius, one sign per channel. L2 and L1: from a chessboard of humps
+    on, what lies in two windows, and what is left up to the radius, goes into one of them, as humps on what was there.
+
+    num_queries: passes per example after that of the start; none once it has fallen (label lost, logits finite).
+    p: the share of the H x W places in a window, in (0, 1]. It halves after query 10, 50, 200, 500, 1,000, 2,000,
+    4,000, 6,000 and 8,000; `rescale` stretches that schedule from 10,000 to num_queries.
+    Images are (B, C, H, W); (B, D) is one row, whose windows are segments; (B, C, L) are C rows; further leading axes
+    are channels. Raises TypeError for threats other than Linf, L2 and L1, ValueError where the radius is infinite.
 
     Source: Andriushchenko 2020, algorithms 1 to 3; L1 and all constants as in the AutoAttack of Croce and Hein.
-    Deviations: every example has windows and signs of its own (theirs share them); windows reach the last row and
-    column, as in the paper (their code stops short of it); where a window is wider than the input is high, it gets
-    longer; the share of places counts for vectors, too; the chessboard is centred. A mask does not confine windows, it
-    undoes what lies outside.
+    Deviations: each example draws windows and signs of its own, theirs share them. Windows reach the last row and
+    column as in the paper; both codes stop short of it, so small images fall more often here. Windows higher than the
+    input get wider instead. The chessboard is centred, its tiles a fifth of the height and of the width. Windows do not
+    know of a mask, it takes away what lies outside.
 
     >>> from sparring import Linf
     >>> square(Linf(0.1), num_queries=20)(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2])).z.shape
