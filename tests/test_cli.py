@@ -65,6 +65,7 @@ class Odd(nn.Module):
 def good(): return Odd(lambda s: s)
 def probabilities(): return Odd(lambda s: s.softmax(1))
 def one_logit(): return Odd(lambda s: s[:, :1])
+def as_two(): return Odd(lambda s: torch.stack([0 * s[:, 0], s[:, 0] ], 1))
 def four_axes(): return Odd(lambda s: s[:, :, None, None])
 def a_tuple(): return Odd(lambda s: (s, s))
 def nan(): return Odd(lambda s: s * float("nan"))
@@ -328,7 +329,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "model wants arguments": (f"{OWN}needs", ("needs()", "no arguments")),
     "model of wrong type": (f"{OWN}number", ("returned a int", "torch.nn.Module")),
     "model an instance": (f"{OWN}instance", ("instance is a Linear", "a function that returns the network")),
-    "model with one logit": (f"{OWN}one_logit", ("one number for each input", "torch.stack")),
+    "model with one logit": (f"{OWN}one_logit", ("one number for each input", "0 to 2", "expected 0 and 1")),
     "model with maps": (f"{OWN}four_axes", ("(30, 3, 1, 1)", "Segmentation")),
     "model with a tuple": (f"{OWN}a_tuple", ("returns a tuple", "lambda x: model(x)[0]")),
     "model with NaN": (f"{OWN}nan", ("NaN or infinite logits",)),
@@ -345,6 +346,9 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluate with two models": (f"{RUN} --model mlp", ("its own model and weights",)),
     "evaluate without data": ("evaluate --out {out} --model {w}/nets.py:good", ("--data", "--threat")),
     "num-examples zero": (f"{RUN} --num-examples 0", ("at least 1", "0")),
+    "batch size zero, evaluate": (f"{RUN} --batch-size 0", ("batch size", "at least 1", "0")),
+    "unknown certificate": (f"{RUN} --certify magic", ("'magic'", "auto, interval or none")),
+    "no rule for a certificate": (f"{OWN}good --certify interval", ("no rule for", "Odd", "leave out")),
     "unknown split": (f"{RUN} --split validation", ("'validation'", "test, train")),
     "data of another shape": (f"{RUN} --data digits", ("the model fails on inputs", "1, 8, 8)")),
     "evaluate outside the box": (f"{RUN} --data {{w}}/out_of_box.npz", ("outside", "box")),
@@ -422,6 +426,34 @@ def test_probabilities_give_the_verdict_of_their_logits(shop: Path, tmp_path: Pa
         results = json.loads((tmp_path / name / "results.json").read_text())
         verdicts.append((results["clean_accuracy"]["count"], results["robust_accuracy"]["count"]))
     assert verdicts[0] == verdicts[1]
+
+
+def test_a_binary_model_with_one_logit_is_handled_and_told(shop: Path, tmp_path: Path) -> None:
+    data = arrays()
+    binary = {name: values % 2 if name.startswith("y") else values for name, values in data.items()}
+    np.savez(tmp_path / "binary.npz", **binary)
+    verdicts = []
+    for name in ("one_logit", "as_two"):
+        torch.manual_seed(3)  # the same weights twice
+        arguments = words(f"{OWN}{name} --data {tmp_path}/binary.npz --no-sanity", shop, tmp_path / name)
+        outcome = sparring(*arguments)
+        assert outcome.code == 0, outcome.err
+        assert ("note: The model returns one number for each input" in outcome.err) == (name == "one_logit")
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert results["verdict"] is results["sanity"] is None and outcome.out.endswith(": not checked\n")
+        verdicts.append([results[f"{kind}_accuracy"]["count"] for kind in ("clean", "robust")])
+        reason = results["certification"]["reason"]
+        assert results["certified_accuracy"] is None and "interval bounds have no rule for" in reason
+    assert verdicts[0] == verdicts[1] and verdicts[0][0] > 0
+
+
+def test_the_verdict_stands_beside_the_number(shop: Path) -> None:
+    results = json.loads((shop / "evaluation" / "results.json").read_text())
+    assert results["verdict"] in ("TRUSTED", "SUSPECT", "INVALID") and results["sanity"]["seconds"] > 0
+    levels = {finding["level"] for finding in results["findings"]}
+    assert (results["verdict"] == "TRUSTED") == (levels <= {"note"})
+    assert results["certification"]["name"] == "interval_margin"
+    assert results["certified_accuracy"]["count"] <= results["robust_accuracy"]["count"]
 
 
 # Help and lists --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from sparring.objectives import kl as kl
 from sparring.objectives import margin as margin
 from sparring.objectives import targeted as targeted
 from sparring.runs import load as load
+from sparring.threats import L1 as L1
 from sparring.threats import L2 as L2
 from sparring.threats import Ball as Ball
 from sparring.threats import Linf as Linf

@@ -21,8 +21,13 @@ app = typer.Typer(
 )  # fmt: skip
 
 DATA = "digits, mnist, cifar10, a folder of parquet in the hub's layout, or an .npz file"
-THREAT = "what may be changed: linf:8/255, l2:0.5, linf:0.1,box=none, l2:1,box=-3..3"
+THREAT = "what may be changed: linf:8/255, l2:0.5, l1:12, linf:0.1,box=none, l2:1,box=-3..3"
+ATTACKS = "fast (the default), autoattack, autoattack-plus, autoattack-rand, or a list: fgsm,pgd:num_steps=100"
 Seed = Annotated[int, typer.Option(help="of every random choice")]
+MinRobust = Annotated[float | None, typer.Option(help="exit 1 below this robust accuracy, such as 0.45")]
+MinClean = Annotated[float | None, typer.Option(help="exit 1 below this clean accuracy, such as 0.8")]
+MaxDrop = Annotated[float | None, typer.Option(help="exit 1 if either falls further below --baseline, such as 0.01")]
+Baseline = Annotated[Path | None, typer.Option(help="results to compare with: file, evaluation folder or run folder")]
 
 
 def main() -> None:
@@ -112,19 +117,33 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     split: Annotated[str, typer.Option(help="test or train")] = "test",
     threat: Annotated[str | None, typer.Option(help=THREAT)] = None,
-    attacks: Annotated[str | None, typer.Option(help="as fgsm,pgd:num_steps=100,restarts=10,objective=margin")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help=ATTACKS),
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
     num_examples: Annotated[int, typer.Option(help="how many, from the start of the split")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     seed: Seed = 0,
     name: Annotated[str | None, typer.Option(help="what the report calls this model")] = None,
+    batch_size: Annotated[int, typer.Option(help="examples at once; what is done is kept after each batch")] = 250,
+    certify: Annotated[str, typer.Option(help="auto, interval or none: the certified lower bound")] = "auto",
+    sanity: Annotated[bool, typer.Option(help="look for signs that the number is too high")] = True,
+    min_robust: MinRobust = None,
+    min_clean: MinClean = None,
+    max_drop: MaxDrop = None,
+    baseline: Baseline = None,
 ) -> None:
-    """Measure a model: clean and robust accuracy, security curve, report."""
-    from sparring.assess import from_run, from_weights
-    from sparring.attacks.text import STANDARD_ATTACKS, parse_attacks
-    from sparring.runs import read_config
+    """Measure a model: clean and robust accuracy, security curve, report.
 
-    chosen = parse_attacks(attacks) if attacks else STANDARD_ATTACKS
+    Killed at any moment, the same command goes on. Under torchrun the processes share the work.
+    """
+    from sparring.assess import from_run, from_weights
+    from sparring.attacks.text import DEFAULT_ATTACKS, parse_attacks
+    from sparring.evaluation.shards import from_environment
+    from sparring.runs import read_config
+    from sparring.threats import parse_threat
+
     if run:
         if weights or (model and ":" not in model):
             raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
@@ -138,11 +157,41 @@ def evaluate(
                 "--checkpoint is for run folders"
             )
         subject = from_weights(model, weights, data)
-    _assess(
-        subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
-        device=device, name=name,
-    )  # fmt: skip
+    chosen = parse_attacks(attacks or DEFAULT_ATTACKS, parse_threat(threat))
+    demands = _demands(out / "results.json", baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop)
+    with from_environment() as rank:
+        _assess(
+            subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
+            device=device, name=name, batch_size=batch_size, certify=certify, sanity=sanity, speak=rank == 0,
+        )  # fmt: skip
+    if rank:
+        return
     _say(f"report: {out / 'report.html'}")
+    if baseline or min_robust is not None or min_clean is not None:
+        _gate(out / "results.json", demands, baseline)
+
+
+@app.command()
+def gate(
+    results: Annotated[Path, typer.Argument(help="results.json, an evaluation folder or a run folder")],
+    min_robust: MinRobust = None,
+    min_clean: MinClean = None,
+    max_drop: MaxDrop = None,
+    baseline: Baseline = None,
+    require_verdict: Annotated[
+        str | None, typer.Option(help="TRUSTED, or SUSPECT for at least that; a file without a verdict fails")
+    ] = None,
+    allow_suspect: Annotated[bool, typer.Option("--allow-suspect", help="let the verdict SUSPECT pass")] = False,
+    confident: Annotated[
+        bool, typer.Option("--confident", help="hold the lower end of the 95 % interval against the two minima")
+    ] = False,
+) -> None:
+    """Check a result against thresholds and a baseline: exit 0 if it passes, 1 if not, 2 if it cannot be judged."""
+    demands = _demands(
+        results, baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop,
+        require_verdict=require_verdict, allow_suspect=allow_suspect, confident=confident,
+    )  # fmt: skip
+    _gate(results, demands, baseline)
 
 
 @app.command()
@@ -163,15 +212,16 @@ def list_(
     what: Annotated[str | None, typer.Argument(help="attacks, recipes, models, data, threats or settings")] = None,
 ) -> None:
     """List what there is."""
-    from sparring.attacks.catalogue import CATALOGUE
-    from sparring.attacks.text import options_of
+    from sparring.attacks.protocols import PROTOCOLS
+    from sparring.attacks.text import ATTACKS, options_of
     from sparring.experiment import Experiment, recipe_options
     from sparring.models import MODELS
     from sparring.threats import THREATS
     from sparring.training.recipes import RECIPES
 
     tables: dict[str, dict[str, str]] = {
-        "attacks": {n: f"{_summary(f)} Options: {', '.join(options_of(n))}." for n, f in CATALOGUE.items()},
+        "attacks": {n: f"{_summary(f)} Options: {', '.join(options_of(n))}." for n, f in ATTACKS.items()}
+        | {n: _summary(f) for n, f in PROTOCOLS.items()},
         "recipes": {n: f"{_summary(f)} Options: {', '.join(recipe_options(n))}." for n, f in RECIPES.items()},
         "models": {n: _summary(f) for n, f in MODELS.items()},
         "threats": {f"{n}:RADIUS": _summary(f) for n, f in THREATS.items()},
@@ -231,23 +281,76 @@ def _train(out: Path, settings: dict[str, Any], *, resume: bool, hint: str) -> N
     )
 
 
-def _assess(subject: Any, out: Path, **options: Any) -> None:
-    """Evaluates with a progress line, and says the result."""
+def _assess(subject: Any, out: Path, *, speak: bool = True, **options: Any) -> None:
+    """Evaluates with a progress line, and says the result; not in the silent ones of several processes."""
     from sparring.assess import assess
     from sparring.progress import ProgressLine
 
+    command = shlex.join(["sparring", *sys.argv[1:]])
+    if not speak:
+        assess(subject, out, command=command, **options)
+        return
     with ProgressLine(f"{options.get('name') or subject.name}: evaluating") as line:
-        record = assess(
-            subject, out, command=shlex.join(["sparring", *sys.argv[1:]]),
-            observe=lambda done, total: line.show(done, total=total), **options,
-        )  # fmt: skip
-    clean, robust = record["clean_accuracy"], record["robust_accuracy"]
+        told: list[int] = []
+
+        def observe(now: Any) -> None:
+            if now.kept and not told:
+                told.append(now.kept)
+                _say(f"going on with {now.kept} of {now.batches} batches done")
+            note = f"{now.done} examples, {_count(now.cost.forwards + now.cost.backwards)} passes, {now.running}"
+            line.show(now.fraction or 0.0, note.rstrip(", "), total=None if now.fraction is None else 1.0)
+
+        try:
+            record = assess(subject, out, command=command, observe=observe, **options)
+        except KeyboardInterrupt:
+            if (out / "parts").exists():
+                _say("the finished batches are kept; the same command goes on with them")
+            raise
+    assert record is not None  # only silent processes get none
     for finding in record["findings"]:
-        _say(f"note: {finding['sentence']}")
+        next_step = f" {finding['next_step']}" if finding["next_step"] else ""
+        _say(f"{finding['level']}: {finding['sentence']}{next_step}")
+    clean, robust, certified = (record[f"{kind}_accuracy"] for kind in ("clean", "robust", "certified"))
+    lower = f", certified at least {certified['value']:.1%}" if certified else ""
     typer.echo(
         f"{record['name']}: {clean['value']:.1%} clean, {robust['value']:.1%} robust at {record['threat']} "
         f"(95 % interval {robust['low']:.1%} to {robust['high']:.1%}, n = {robust['n']}, seed {record['seed']})"
+        f"{lower}: {record['verdict'] or 'not checked'}"
     )
+
+
+def _count(number: int) -> str:
+    """A large number in three digits or so: 830, 12.4 k, 1.2 M.
+
+    >>> _count(1234567)
+    '1.2 M'
+    """
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _demands(judged: Path, baseline: Path | None, **asked: Any) -> Any:
+    """What the gate is asked, checked before anything is measured."""
+    from sparring.gate import Demands, read_baseline
+
+    return Demands(baseline=read_baseline(baseline, judged) if baseline else None, **asked)
+
+
+def _gate(results: Path, demands: Any, baseline: Path | None) -> None:
+    """Says what every check of the gate found; one that fails makes the exit code 1."""
+    from sparring.evaluation.stored import read_results
+    from sparring.gate import judge, paired
+
+    decision = judge(read_results(results), demands)
+    beside = paired(results, baseline) if baseline else None
+    for note in (*decision.notes, *([beside] if beside else [])):
+        _say(f"note: {note}")
+    for check in decision.checks:
+        typer.echo(f"{'pass' if check.passed else 'FAIL'}: {check.sentence}")
+    if not decision.passed:
+        raise SystemExit(1)
 
 
 @contextmanager

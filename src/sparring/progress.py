@@ -37,12 +37,19 @@ class ProgressLine:
         if self.bar:
             self.bar.stop()
 
-    def show(self, done: int, note: str = "", *, total: int) -> None:
-        """`done` of `total`, with a remark; without a terminal at most a line every ten seconds."""
+    def show(self, done: float, note: str = "", *, total: float | None) -> None:
+        """`done` of `total` (None: nobody knows), with a remark; without a terminal a line every ten seconds.
+
+        Whole numbers are shown as they are, a float as a percentage of the total.
+        """
         now = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=done, total=total, note=note)
         elif now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said, left = now, (now - self.started) / max(1, done) * (total - done)
-            line = f"{self.title}: {done}/{total}, {now - self.started:.0f} s, about {left:.0f} s left {note}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            self.said, spent, parts = now, now - self.started, [self.title + ":"]
+            if total is not None:
+                parts.append(f"{done / total:.0%}," if isinstance(done, float) else f"{done}/{total},")
+            parts.append(f"{spent:.0f} s,")
+            if total is not None and done > 0:
+                parts.append(f"about {spent / done * (total - done):.0f} s left,")
+            print(" ".join([*parts, note]).rstrip(" ,"), file=sys.stderr, flush=True)

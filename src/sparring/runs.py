@@ -195,8 +195,11 @@ def _run(
     )  # fmt: skip
     validation = Batches(x[held], y[held], 500)
     threat = parse_threat(e.threat)
-    if any(finding.name == "probabilities" for finding in preflight(model, *next(iter(validation)), threat).findings):
+    found = {finding.name for finding in preflight(model, *next(iter(validation)), threat).findings}
+    if "probabilities" in found:
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
+    if "one_logit" in found:
+        raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
 
     def validate(candidate: Any) -> dict[str, float]:
         found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())

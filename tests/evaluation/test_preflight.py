@@ -85,8 +85,10 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "tuple": (_then(lambda z: (z, z)), X, Y, r"returns a tuple.*lambda x: model\(x\)\[0\]"),
     "record": (_then(Output), X, Y, r"returns a Output.*model\(x\)\.logits"),
     "dict": (_then(lambda z: {"logits": z}), X, Y, r"returns a dict.*model\(x\)\['logits'\]"),
-    "one logit": (_then(lambda z: z[:, :1]), X, Y % 2, "one number for each input.*return two"),
-    "one logit, flat": (_then(lambda z: z[:, 0]), X, Y % 2, "one number for each input.*return two"),
+    "one logit, three classes": (_then(lambda z: z[:, :1]), X, Y, "one number.*labels go from 0 to 2; expected 0"),
+    "one logit, labels of -1": (_then(lambda z: z[:, 0]), X, 2 * (Y % 2) - 1, "labels go from -1 to 1; expected 0 and"),
+    "one output, regression": (_then(lambda z: z[:, 0]), X, X[:, 0], "Regression targets"),
+    "one logit, NaN": (_then(lambda z: z[:, 0] / 0), X, Y % 2, "NaN or infinite logits for 12 of 12"),
     "segmentation": (_then(lambda z: z[:, :, None, None].expand(-1, -1, 5, 5)), X, Y, "Segmentation"),
     "predictions": (_then(lambda z: z.argmax(1)), X, Y, "torch.int64.*before any argmax"),
     "mean over the batch": (_then(lambda z: z.mean(0, keepdim=True)), X, Y, "one row for each input"),
@@ -136,6 +138,37 @@ def test_rounded_probabilities_are_counted_and_stay_finite() -> None:
     found = preflight(_then(lambda z: (1e4 * z).softmax(1)), X, Y, THREAT)
     assert found.findings[0].name == "probabilities" and found.findings[0].numbers["saturated"] > 0.5
     assert bool(found.model(X).isfinite().all())
+
+
+with torch.no_grad():
+    MIDDLE = (SOUND(X)[:, 1] - SOUND(X)[:, 0]).median()
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_one_logit_becomes_two(shape: tuple[int, ...]) -> None:
+    model = _then(lambda z: 5 * (z[:, 1] - z[:, 0] - MIDDLE).reshape(shape))
+    two = _then(lambda z: 5 * torch.stack([z[:, 0] + MIDDLE, z[:, 1]], 1))
+    found = preflight(model, X, Y % 2, THREAT)
+    assert [(f.name, f.level) for f in found.findings] == [("one_logit", "note")]
+    logits = found.model(X)
+    assert torch.equal(logits, torch.stack([torch.zeros(12), model(X).flatten()], 1))
+    assert torch.allclose(logits.softmax(1), two(X).softmax(1), atol=1e-6) and 0 < int(logits.argmax(1).sum()) < 12
+    a, b = (pgd(THREAT, num_steps=5)(m, X, Y % 2).x_adv for m in (found.model, two))
+    assert torch.allclose(a, b, atol=1e-5), "the attack on one logit is not that on two with the same difference"
+    assert preflight(lambda x: model(x), X[:1], Y[:1], THREAT).model(X[:1]).shape == (1, 2)
+    with torch.no_grad():
+        assert _names(found.model.train(), X, Y % 2, THREAT) == ["train_mode"]
+
+
+def test_one_probability_becomes_two_logits() -> None:
+    spread = _then(lambda z: 5 * (z[:, 1] - z[:, 0] - MIDDLE))
+    found = preflight(_then(lambda s: s.sigmoid(), spread), X, Y % 2, THREAT)
+    assert [f.name for f in found.findings] == ["one_logit", "probabilities"]
+    assert "probability of class 1" in found.findings[0].sentence
+    logits = found.model(X)
+    assert torch.allclose(logits[:, 1] - logits[:, 0], spread(X), atol=1e-4)
+    unsure = preflight(_then(lambda s: 0.5 + s.abs().sigmoid() / 2, spread), X, Y % 2, THREAT)
+    assert [(f.name, f.level) for f in unsure.findings] == [("one_logit", "suspect")]
 
 
 def test_train_mode_is_told_and_left() -> None:

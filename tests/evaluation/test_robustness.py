@@ -27,6 +27,7 @@ from sparring.evaluation.results import COLUMNS, SCHEMA, write_results
 from sparring.evaluation.robustness import CURVE, Evaluation, evaluate
 from sparring.evaluation.statistics import wilson
 from sparring.evaluation.verify import REJECTIONS
+from sparring.evaluation.walk import Progress
 from sparring.model_state import attack_mode
 from sparring.noise import Noise
 from sparring.objectives import margin
@@ -205,10 +206,16 @@ def test_the_batch_size_changes_nothing(kind: str) -> None:
 
 
 def test_batches_may_be_empty_and_progress_is_told() -> None:
-    told: list[int] = []
-    batches = [*cut(X, Y, 16), (X[:0], Y[:0])]
-    found = evaluate(MODEL, batches, free("Linf", 0.1), [fgsm], observe=told.append)
-    assert told == [16, 32, 40] and found.table["index"].tolist() == list(range(NUM))
+    told: list[Progress] = []
+    batches = [cut(X, Y, 16)[0], (X[:0], Y[:0]), *cut(X, Y, 16)[1:]]
+    found = evaluate(MODEL, batches, free("Linf", 0.1), [fgsm], curve=(2.0,), observe=told.append)
+    assert found.table["index"].tolist() == list(range(NUM))
+    assert [now.done for now in told] == [0, 0, 0, 16, 16, 16, 16, 32, 32, 32, 32, 40]
+    assert [now.running for now in told] == ["clean inputs", "fgsm", "fgsm at 2 times the radius", ""] * 3
+    passes = [now.cost.forwards for now in told]
+    assert passes == sorted(passes) and passes[:2] == [0, 16] and told[-1].cost == found.cost
+    assert {(now.batches, now.kept) for now in told} == {(4, 0)}
+    assert [now.fraction for now in told] == pytest.approx([n / 12 for n in (0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9)])
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(MODEL, [], free("Linf", 0.1), [fgsm])
 
@@ -518,7 +525,7 @@ def test_the_cost_adds_up() -> None:
 KEYS = {
     "schema", "name", "version", "created", "command", "model", "data", "threat", "threat_settings", "seed",
     "clean_accuracy", "robust_accuracy", "attacks", "attack_success", "curve", "curve_attacks", "per_class",
-    "findings", "cost", "training", "environment",
+    "findings", "cost", "training", "environment", "certified_accuracy", "certification", "verdict", "sanity",
 }  # fmt: skip
 ABOUT = {"name": "me", "created": "now", "command": None, "model": {}, "data": {}, "training": None}
 
@@ -542,7 +549,7 @@ def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
         assert set(record[name]) == share
     assert {frozenset(point) for point in record["curve"]} == {frozenset(share | {"radius"})}
     for attack in record["attacks"]:
-        assert set(attack) == {"name", "settings", "ran_on", "broke", "robust_after", "rejected", "cost"}
+        assert set(attack) == {"name", "settings", "ran_on", "skipped", "broke", "robust_after", "rejected", "cost"}
         assert set(attack["rejected"]) == set(REJECTIONS)
     assert record["attacks"][-1]["robust_after"] == record["robust_accuracy"]["value"]
     assert [set(row) for row in record["per_class"]] == [{"label", "name", "n", "clean", "robust"}] * 2

@@ -57,7 +57,7 @@ def test_standard(network: nn.Module, images: Tensor, smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("kind", ["Linf", "L2"])
 def test_pgd_at(network: nn.Module, images: Tensor, kind: str, smoothing: float) -> None:
     threat, noise = BALLS[kind](0.2), stream(3)
     start = threat.sample(images, noise)
@@ -75,7 +75,7 @@ def test_pgd_at_starts_uniformly(network: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("beta", [1.0, 6.0])
-@pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("kind", ["Linf", "L2"])
 def test_trades(network: nn.Module, images: Tensor, kind: str, beta: float) -> None:
     """Against the authors' formulation: KLDivLoss of log-probabilities, summed to craft, batchmean in the loss."""
     noise, threat = stream(3), BALLS[kind](0.2)

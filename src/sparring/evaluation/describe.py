@@ -1,24 +1,41 @@
-"""Records and functions as data that a results file can hold."""
+"""Records and functions as data that a results file can hold, and as keys that tell whether two are the same."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
+from collections.abc import Mapping
+from contextlib import suppress
+from types import CodeType, FunctionType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
-def describe(value: Any) -> Any:
-    """A record as JSON-ready data: type name and fields, tensors by shape and range."""
+def describe(value: Any, *, exact: bool = False) -> Any:
+    """A record as JSON-ready data: type name and fields, tensors by shape and range, functions by name.
+
+    exact: tensors by their SHA-256, and functions with that of their code and of what they close over.
+    """
+    inner = functools.partial(describe, exact=exact)
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "min": describe(value.min().item()), "max": describe(value.max().item())}
+        if exact:
+            return {"shape": list(value.shape), "sha256": digest(value)}
+        return {"shape": list(value.shape), "min": inner(value.min().item()), "max": inner(value.max().item())}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
+    if isinstance(value, functools.partial):
+        return {"type": inner(value.func), **{name: inner(given) for name, given in value.keywords.items()}}
+    if isinstance(value, FunctionType) and exact:
+        return {"name": value.__name__, "sha256": _digest_of_function(value)}
+    if isinstance(value, Mapping):
+        return {str(name): inner(held) for name, held in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
+        return [inner(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -34,3 +51,47 @@ def name_of(make: Any) -> str:
     if dataclasses.is_dataclass(make):
         return str(make)
     return getattr(make, "__name__", type(make).__name__)
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 (hex) of tensors, named tensors and texts: kinds, shapes and bits, on whatever device.
+
+    >>> digest(torch.zeros(2)) == digest(torch.zeros(2, 1))
+    False
+    """
+    state = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Mapping):
+            value = "|".join(f"{name} {digest(tensor)}" for name, tensor in value.items())
+        if isinstance(value, Tensor):
+            state.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            state.update(f"{value}\n".encode())
+    return state.hexdigest()
+
+
+def _digest_of_function(function: FunctionType, depth: int = 4) -> str:
+    """SHA-256 of what a function does as far as it can be seen: its code, defaults, and plain values it closes over."""
+    held = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            value = cell.cell_contents
+            if isinstance(value, FunctionType) and depth:
+                held.append(_digest_of_function(value, depth - 1))
+            elif value is None or isinstance(value, (bool, int, float, str, Tensor)) or dataclasses.is_dataclass(value):
+                held.append(str(describe(value, exact=True)))
+    return digest(_digest_of_code(function.__code__), str(describe(function.__defaults__, exact=True)), *held)
+
+
+def _digest_of_code(code: CodeType) -> str:
+    consts = [_digest_of_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return digest(code.co_code.hex(), " ".join(code.co_names), *consts)
+
+
+def digest_of_model(model: Any) -> str:
+    """SHA-256 of a network's weights, buffers and printed form; what is no Module is known by its name alone."""
+    if not isinstance(model, nn.Module):
+        return f"no Module: {name_of(model)}"
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return digest(str(model), tensors)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.evaluation.findings import Finding
+from sparring.evaluation.outputs import LogProbabilities, TwoLogits, are_probabilities, is_probability
 from sparring.model_state import attack_mode, private_rng
 from sparring.objectives import cross_entropy, margin
 from sparring.threats.base import ThreatModel
@@ -37,7 +38,8 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
 
     Raises PreflightError for: data that is not finite or outside the threat's box; outputs that are no finite
     logits (B, K); labels that are no classes 0..K-1; a model that fails, or has no gradient at its input.
-    Handled, with a finding: train mode, probabilities instead of logits. Only told: random outputs, zero gradients.
+    Handled, with a finding: train mode, probabilities instead of logits, one logit instead of two. Only told: random
+    outputs, zero gradients.
 
     >>> from sparring.threats import Linf
     >>> softmax = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(dim=1)).eval()
@@ -48,29 +50,19 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
     x, threat = plain(x), take(threat, torch.arange(size(x)))
     check_data(x, threat)
     findings = _train_mode(model)
-    with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
-        first, second = _run(frozen, x, threat), _run(frozen, x, threat)
+    first, second = _two_looks(model, x, threat)
+    if first.ndim == 1:
+        findings += _one_logit(y, first)
+        model = TwoLogits(model, is_probability(first))
+        first, second = _two_looks(model, x, threat)
     check_labels(y, first)
     findings += _randomness(model, x, threat, first, second)
-    if _are_probabilities(first):
+    if are_probabilities(first):
         model = LogProbabilities(model)
         findings += _probabilities(first)
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.enable_grad():
         findings += _gradients(frozen, x, y.to(device_of(x)), threat)
     return Preflight(model, tuple(findings))
-
-
-class LogProbabilities(nn.Module):
-    """A model that returns probabilities, with their logarithm as logits: its softmax is the probabilities again."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.training = getattr(model, "training", False)
-
-    def forward(self, x: Any) -> Tensor:
-        p = self.model(x)
-        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
 def _check_kind(x: Any) -> None:
@@ -116,8 +108,14 @@ def check_data(x: Inputs, threat: ThreatModel) -> None:
     )
 
 
+def _two_looks(model: Model, x: Inputs, threat: ThreatModel) -> tuple[Tensor, Tensor]:
+    """What the model returns for the clean inputs, twice; both (B,) from a model of one logit, else (B, K)."""
+    with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
+        return _run(frozen, x, threat), _run(frozen, x, threat)
+
+
 def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) -> Tensor:
-    """Finite logits (B, K) at the perturbation z (default: none), or PreflightError."""
+    """Finite logits (B, K) (or one number for each input, (B,)) at z (default: no change), or PreflightError."""
     seen = threat.apply(x, threat.null(x) if z is None else z)
     given = f"{tuple(seen.shape)} {seen.dtype}" if isinstance(seen, Tensor) else type(seen).__name__
     try:
@@ -131,16 +129,13 @@ def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) 
             f"lambda x: model(x){key}"
         )
     num, shape = size(x), tuple(out.shape)
-    if shape in ((num,), (num, 1)) and out.is_floating_point():
-        raise PreflightError(
-            f"the model returns {shape}, one number for each input. A binary model with one logit s must return two, "
-            "torch.stack([0 * s, s], dim=1) with s of shape (B,); a regression has no label to lose and is out of scope"
-        )
     if out.ndim > 2:
         raise PreflightError(
             f"the model returns {shape}, expected logits (B, K) = ({num}, K). Segmentation and detection are out of "
             "scope: one label for each input is what an attack takes away"
         )
+    one_number = shape in ((num,), (num, 1)) and out.is_floating_point()
+    out = out.reshape(num, 1) if one_number else out
     if out.ndim != 2 or len(out) != num or not out.is_floating_point():
         raise PreflightError(
             f"the model returns {out.dtype} {shape} for {num} inputs, expected float logits (B, K) = ({num}, K): one "
@@ -151,7 +146,26 @@ def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) 
         raise PreflightError(
             f"the model returns NaN or infinite logits for {bad} of {num} inputs; nothing can be judged"
         )
-    return out
+    return out[:, 0] if one_number else out
+
+
+def _one_logit(y: Any, one: Tensor) -> list[Finding]:
+    """What is told of a model of one number; labels that are whole numbers but not 0 and 1 are refused here."""
+    classes = y.unique().tolist() if isinstance(y, Tensor) and y.shape == one.shape else []
+    if not set(classes) <= {0, 1} and all(float(label).is_integer() for label in classes):
+        raise PreflightError(
+            f"the model returns one number for each input, which tells two classes apart, but the labels go from "
+            f"{classes[0]:g} to {classes[-1]:g}; expected 0 and 1, where 1 is the class of a positive logit. A model "
+            "of more classes must return logits (B, K)"
+        )
+    told = "The model returns one number for each input. It was taken for "
+    if is_probability(one):
+        return [Finding("one_logit", told + "the probability of class 1.")]
+    told += "the logit s of class 1, and the logits are [0, s]."
+    if bool(((one < 0) | (one > 1)).any()):
+        return [Finding("one_logit", told)]
+    told += " But all of the first batch lie in [0, 1], as probabilities would: then the predictions are wrong."
+    return [Finding("one_logit", told, level="suspect", next_step="Return two logits, or leave out the sigmoid.")]
 
 
 def check_labels(y: Any, logits: Tensor) -> None:
@@ -203,12 +217,6 @@ def _randomness(model: Model, x: Inputs, threat: ThreatModel, first: Tensor, sec
         else "Not even a fixed seed makes it repeat, so neither will the verdict."
     )
     return [Finding("random_output", sentence, {"difference": gap, "changed": changed, "seeded": float(settled)})]
-
-
-def _are_probabilities(out: Tensor) -> bool:
-    """Rows that are not negative and sum to 1; equal rows of a batch say nothing (a constant model)."""
-    told = len(out) == 1 or bool((out != out[0]).any())
-    return told and bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _probabilities(out: Tensor) -> list[Finding]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparring.evaluation.describe import describe
+from sparring.evaluation.findings import verdict
 from sparring.evaluation.robustness import Evaluation
 from sparring.evaluation.verify import AttackRecord
 from sparring.files import write_atomically, write_json, write_text
@@ -23,15 +24,16 @@ SCHEMA = "sparring.results/1"
 
 COLUMNS = (
     "index", "label", "clean_prediction", "clean_confidence", "robust", "broken_by", "adversarial_prediction",
-    "adversarial_confidence", "size",
+    "adversarial_confidence", "size", "margin_left", "certified",
 )  # fmt: skip
 
 
 def write_results(folder: Path, evaluation: Evaluation, **about: Any) -> dict[str, Any]:
     """Writes the three files and returns what results.json holds.
 
-    `about` adds what the evaluation itself cannot know: name, created, command, model, data,
-    training, class_names, device.
+    `about` adds what the evaluation itself cannot know: name, created, command, model, data, training, class_names,
+    device, sanity (what the sanity battery cost, when its findings are among those of the evaluation),
+    no_certificate (why none was tried).
     """
     record = to_record(evaluation, **about)
     for old in ("results.json", "gallery.npz"):  # results.json comes last: a folder that has it is complete
@@ -45,9 +47,15 @@ def write_results(folder: Path, evaluation: Evaluation, **about: Any) -> dict[st
 
 
 def to_record(
-    evaluation: Evaluation, *, class_names: list[str] | None = None, device: str = "cpu", **about: Any
+    evaluation: Evaluation,
+    *,
+    class_names: list[str] | None = None,
+    device: str = "cpu",
+    sanity: dict[str, Any] | None = None,
+    no_certificate: str = "none was asked for",
+    **about: Any,
 ) -> dict[str, Any]:
-    """The content of results.json as plain data."""
+    """The content of results.json as plain data; see `write_results` for the options."""
     e = evaluation
     names = class_names or []
     return {
@@ -59,6 +67,10 @@ def to_record(
         "seed": e.seed,
         "clean_accuracy": e.clean._asdict(),
         "robust_accuracy": e.robust._asdict(),
+        "certified_accuracy": e.certified._asdict() if e.certified else None,
+        "certification": e.certification or {"name": None, "reason": no_certificate},
+        "verdict": verdict(e.findings) if sanity is not None else None,
+        "sanity": sanity,
         "attack_success": e.attack_success._asdict() if e.attack_success else None,
         "attacks": [_attack(record, e.robust.n) for record in e.attacks],
         "curve": [{"radius": radius, **share._asdict()} for radius, share in e.curve],
@@ -84,6 +96,7 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
         "name": record.name,
         "settings": record.settings,
         "ran_on": record.ran_on,
+        "skipped": record.skipped,
         "broke": record.broke,
         "robust_after": record.standing_after / num,
         "rejected": record.rejected,
@@ -93,7 +106,8 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
 
 def _plain_finding(finding: Any) -> dict[str, Any]:
     numbers = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in finding.numbers.items()}
-    return {"name": finding.name, "sentence": finding.sentence, "numbers": numbers}
+    told = {"name": finding.name, "level": finding.level, "sentence": finding.sentence, "numbers": numbers}
+    return {**told, "next_step": finding.next_step}
 
 
 def _examples(evaluation: Evaluation) -> str:
@@ -107,6 +121,7 @@ def _examples(evaluation: Evaluation) -> str:
         values = dict(zip(COLUMNS, row, strict=True))
         turned = values["broken_by"] >= 0
         values |= {"robust": int(values["robust"]), "broken_by": attack_names[values["broken_by"]] if turned else ""}
+        values["certified"] = "" if evaluation.certified is None else int(values["certified"])
         if not turned:
             values |= dict.fromkeys(("adversarial_prediction", "adversarial_confidence", "size"), "")
         writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values.values())

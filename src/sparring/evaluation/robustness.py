@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparring.evaluation.bounds import Certify
+from sparring.evaluation.describe import describe, name_of
 from sparring.evaluation.findings import Finding
-from sparring.evaluation.preflight import check_data, check_labels, preflight
+from sparring.evaluation.judge import Plan, make_plan
+from sparring.evaluation.parts import Part, merge
+from sparring.evaluation.shards import joined
+from sparring.evaluation.shelf import Shelf
 from sparring.evaluation.statistics import Share, wilson
-from sparring.evaluation.verify import AttackRecord, Batch, MakeAttack, attempt, new_record, predict
+from sparring.evaluation.verify import AttackRecord, MakeAttack
+from sparring.evaluation.walk import Progress, Walk, settings_of
 from sparring.threats.base import ThreatModel
-from sparring.types import Cost, Inputs, Model, device_of, size, take
+from sparring.types import Cost, Inputs, Model
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
@@ -25,14 +32,19 @@ CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 class Evaluation:
     """Verdicts per example and what they add up to. All shares carry a 95 % Wilson interval.
 
-    table: one entry per example: index, label, clean_prediction, clean_confidence, correct, robust, broken_by (number
-    of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size. gallery: some turned examples.
+    table: one entry per example: index, label, clean_prediction, clean_confidence, correct, certified, robust,
+    broken_by (number of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size, margin_left.
+    margin_left: share of the clean margin (logit of the label minus the largest other) that is left at the worst
+    permitted point an attack has shown: 1 untouched, 0 broken or wrong from the start. certified: None when no
+    certificate was asked for. gallery: some turned examples. seconds: of work, all processes together.
     """
 
     threat: ThreatModel
     seed: int
     clean: Share
     robust: Share
+    certified: Share | None
+    certification: Any
     attack_success: Share | None
     attacks: list[AttackRecord]
     curve: list[tuple[float, Share]]
@@ -54,152 +66,86 @@ def evaluate(
     seed: int = 0,
     curve: Sequence[float] = CURVE,
     curve_attacks: Sequence[MakeAttack] | None = None,
+    certify: Certify | None = None,
     gallery_size: int = 12,
-    observe: Callable[[int], None] | None = None,
+    parts: Path | None = None,
+    about: str = "",
+    shard: tuple[int, int] | None = None,
+    observe: Callable[[Progress], object] | None = None,
 ) -> Evaluation:
     """Clean accuracy, and the share of examples that every attack leaves right.
 
-    batches: (x, y) pairs; attacks: functions from a threat model to an attack, run in order, each on what still stands.
-    Every result is realized and shown to the model again in its full precision; it counts when it lies in the set and
-    in the valid domain, is finite, and still fools. A preflight looks at the first batch, and may wrap the model.
-    The curve: larger radii are tried on what stands, smaller ones on what fell (what stands at a radius stands at any
-    smaller one), with `curve_attacks` (default: `attacks`). `observe` is told the number of examples done.
-    Verdicts depend on (seed, position of the example), not on the batch size. Raises PreflightError, ValueError.
+    batches: (x, y) pairs; attacks: functions from a threat model to an attack, run in order, each on what still stands;
+    one with an attribute `near` only where `margin_left` is at most that. Every result is realized and shown to the
+    model again in its full precision; it counts when it lies in the set and in the valid domain, is finite, and still
+    fools. A preflight looks at the first batch, and may wrap the model. The curve: larger radii are tried on what
+    stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_attacks`
+    (default: `attacks`). certify: (model, x, y, threat) -> a lower bound of each margin; what is right with a bound
+    above 0 is certified, and is not attacked at this radius or a smaller one.
+
+    parts: a folder; every finished batch is kept there, and a later call with the same settings and batches goes on
+    where this one ended. `about` says what the settings cannot: where a model that is no Module comes from, which code
+    a hand-written attack runs. shard: (rank, world), with `parts` on a file system that all processes share: this one
+    computes the batches rank, rank + world, ..., waits for the others and returns the whole, as they do; given
+    `parts`, the default is what torch.distributed was initialised with.
+
+    Batches may come from a stream that can be read once. Verdicts depend on (seed, position of the example), not on
+    batch size or shards. Raises PreflightError, ValueError (OtherSettings among them), TypeError, and RuntimeError
+    when another process ends early.
 
     >>> from sparring import Linf, fgsm
     >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
     >>> evaluate(model, data, Linf(0.1), [fgsm]).robust.n
     8
     """
-    started, totals, done = time.monotonic(), _Totals(threat, attacks, curve, curve_attacks or attacks, gallery_size), 0
-    for x, y in batches:
-        if done and not size(x):
-            continue
-        if done == 0:
-            checked = preflight(model, x, y, threat)
-            model, totals.findings = checked.model, list(checked.findings)
-        index = torch.arange(done, done + size(x), device=device_of(x))
-        check_data(x, take(threat, index))
-        totals.add(Batch(model, x, y.to(device_of(x)), index, threat, seed))
-        done += size(x)
-        if observe:
-            observe(done)
-    if not done:
-        raise ValueError("there is nothing to evaluate: not one batch was given")
-    return totals.result(seed, time.monotonic() - started)
+    plan = make_plan(threat, attacks, curve, curve_attacks or attacks, certify, gallery_size)
+    shelf = Shelf(parts, settings_of(plan, model, seed, about)) if parts else None
+    started = time.monotonic()
+    with joined(shard, shelf) as crew:
+        walk = Walk(plan, seed, shelf, crew, observe)
+        if shelf is None or crew.world == 1:
+            total = merge((part for _, part in walk.over(model, batches) if part), gallery_size)
+        else:
+            keys = [key for key, _ in walk.over(model, batches)]
+            crew.wait(time.monotonic() - started)
+            total = merge((shelf.require(key) for key in keys), gallery_size)
+            crew.wait(0.0)  # nobody may clear the folder while others read
+    return _result(plan, seed, total)
 
 
-class _Totals:
-    """The running totals of one evaluation."""
+def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
+    """Adds everything up."""
+    table, threat = total.columns, plan.threat
+    correct, robust, num = table["correct"], table["robust"], len(table["label"])
+    right, left = int(correct.sum()), int(robust.sum())
+    records = [record.counting(counts) for record, counts in zip(plan.records, total.attacks, strict=True)]
+    on_curve = [record.counting(counts) for record, counts in zip(plan.curve_records, total.curve_attacks, strict=True)]
+    radius = float(torch.as_tensor(threat.radius, dtype=torch.float64).mean())
+    curve = [(0.0, wilson(right, num))]
+    curve += [(factor * radius, wilson(int(stands.sum()), num)) for factor, stands in total.stands_at.items()]
+    certify = plan.certify
+    return Evaluation(
+        threat=threat, seed=seed, clean=wilson(right, num), robust=wilson(left, num),
+        certified=wilson(int(table["certified"].sum()), num) if certify else None,
+        certification={"name": name_of(certify), "settings": _settings(certify)} if certify else None,
+        attack_success=wilson(right - left, right) if right else None, attacks=records,
+        curve=curve if plan.factors else [],
+        curve_attacks=[record.name for record in plan.curve_records] if plan.factors else [],
+        per_class=_per_class(table["label"], correct, robust), table=table, gallery=total.gallery,
+        findings=total.findings + [_rejected(r) for r in (*records, *on_curve) if any(r.rejected.values())],
+        cost=total.cost, seconds=total.seconds,
+    )  # fmt: skip
 
-    def __init__(
-        self, threat: ThreatModel, attacks: Sequence[MakeAttack], curve: Sequence[float],
-        curve_attacks: Sequence[MakeAttack], gallery_size: int,
-    ) -> None:  # fmt: skip
-        if not attacks:
-            raise ValueError("no attack was given: without one, robust accuracy means nothing")
-        self.threat, self.gallery_size = threat, gallery_size
-        self.records = [new_record(number, make, threat) for number, make in enumerate(attacks)]
-        self.curve_records = [new_record(100 + n, make, threat) for n, make in enumerate(curve_attacks)]
-        bounded = bool(torch.as_tensor(threat.radius).isfinite().all())
-        self.factors = sorted({*curve} - {1.0}) if bounded else []
-        self.columns: dict[str, list[Tensor]] = {}
-        self.stands_at: dict[float, list[Tensor]] = {}
-        self.gallery: dict[str, list[Tensor]] = {}
-        self.findings: list[Finding] = []
-        self.cost = Cost()
 
-    def add(self, batch: Batch) -> None:
-        """Everything about one batch."""
-        logits, cost = predict(batch.model, batch.x, batch.seed + int(batch.number[0]))
-        check_labels(batch.y, logits)
-        self.cost = self.cost.plus(cost)
-        prediction, confidence = _top(logits)
-        table = {
-            "index": batch.number, "label": batch.y, "clean_prediction": prediction, "clean_confidence": confidence,
-            "robust": (prediction == batch.y) & logits.isfinite().all(1), "broken_by": torch.full_like(batch.y, -1),
-            "adversarial_prediction": prediction.clone(), "adversarial_confidence": confidence.clone(),
-            "size": torch.zeros_like(confidence),
-        }  # fmt: skip
-        table["correct"] = table["robust"].clone()
-        for record in self.records:
-            standing = table["robust"].nonzero()[:, 0]
-            if len(standing):
-                self._attack(batch, record, standing, table)
-            record.standing_after += int(table["robust"].sum())
-        self._curve(batch, table["correct"], table["robust"])
-        for name, column in table.items():
-            self.columns.setdefault(name, []).append(column.cpu())
-
-    def _attack(self, batch: Batch, record: AttackRecord, standing: Tensor, table: dict[str, Tensor]) -> None:
-        """One attack on what stands; `table` is updated."""
-        trial = attempt(batch, record, standing)
-        self.cost = self.cost.plus(trial.cost)
-        prediction, confidence = _top(trial.logits[trial.broke])
-        hit = standing[trial.broke]
-        table["robust"][hit] = False
-        table["broken_by"][hit] = record.number
-        table["adversarial_prediction"][hit] = prediction
-        table["adversarial_confidence"][hit] = confidence
-        table["size"][hit] = trial.size[trial.broke].to(confidence)
-        if isinstance(batch.x, Tensor) and isinstance(trial.x_adv, Tensor):
-            self._remember({"x": batch.x[hit], "x_adv": trial.x_adv[trial.broke]}, hit, table)
-
-    def _curve(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
-        """Which examples stand at each radius: downwards from what fell, upwards from what stands."""
-        self.stands_at.setdefault(1.0, []).append(robust.clone().cpu())
-        below = [factor for factor in reversed(self.factors) if factor < 1]
-        for factors in (below, [factor for factor in self.factors if factor > 1]):
-            stands = robust.clone()
-            for factor in factors:
-                rows = (correct & ~stands if factor < 1 else stands).nonzero()[:, 0]
-                for record in self.curve_records:
-                    if len(rows):
-                        trial = attempt(batch, record, rows, factor)
-                        self.cost = self.cost.plus(trial.cost)
-                        stands[rows] = ~trial.broke
-                        rows = rows[~trial.broke]
-                self.stands_at.setdefault(factor, []).append(stands.clone().cpu())
-
-    def _remember(self, pictures: dict[str, Tensor], hit: Tensor, table: dict[str, Tensor]) -> None:
-        """Keeps turned examples for the gallery until it is full."""
-        room = self.gallery_size - sum(len(part) for part in self.gallery.get("x", []))
-        if room <= 0 or not len(hit):
-            return
-        names = ("label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
-        for name, column in (pictures | {name: table[name][hit] for name in ("index", *names)}).items():
-            self.gallery.setdefault(name, []).append(column[:room].cpu())
-
-    def result(self, seed: int, seconds: float) -> Evaluation:
-        """Adds everything up."""
-        table = {name: torch.cat(parts) for name, parts in self.columns.items()}
-        correct, robust, num = table["correct"], table["robust"], len(table["label"])
-        right, left = int(correct.sum()), int(robust.sum())
-        self.findings += [_rejected(r) for r in (*self.records, *self.curve_records) if any(r.rejected.values())]
-        radius = float(torch.as_tensor(self.threat.radius, dtype=torch.float64).mean())
-        curve = [(0.0, wilson(right, num))]
-        curve += [(f * radius, wilson(int(torch.cat(s).sum()), num)) for f, s in sorted(self.stands_at.items())]
-        return Evaluation(
-            threat=self.threat, seed=seed, clean=wilson(right, num), robust=wilson(left, num),
-            attack_success=wilson(right - left, right) if right else None, attacks=self.records,
-            curve=curve if self.factors else [],
-            curve_attacks=[record.name for record in self.curve_records] if self.factors else [],
-            per_class=_per_class(table["label"], correct, robust), table=table,
-            gallery={name: torch.cat(parts) for name, parts in self.gallery.items()},
-            findings=self.findings, cost=self.cost, seconds=seconds,
-        )  # fmt: skip
+def _settings(certify: Certify) -> Any:
+    settings = describe(certify)
+    return None if isinstance(settings, str) else settings  # a function has none but its name
 
 
 def _rejected(record: AttackRecord) -> Finding:
     counts = {name: n for name, n in record.rejected.items() if n}
     sentence = f"{record.name}: {sum(counts.values())} results did not hold when checked and were not counted."
     return Finding("rejected results", sentence, counts)
-
-
-def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Prediction and its probability, each (B,)."""
-    confidence, prediction = logits.softmax(1).max(1)
-    return prediction, confidence
 
 
 def _per_class(label: Tensor, correct: Tensor, robust: Tensor) -> list[dict[str, Any]]:

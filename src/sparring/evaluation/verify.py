@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +19,14 @@ from sparring.threats.base import ThreatModel, at_factor, inside
 from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
 
 MakeAttack = Callable[[ThreatModel], Attacker]
+COUNTS = ("ran_on", "broke", "standing_after", "skipped", "seconds", "rejected")
 REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
 
 
 @dataclass
 class AttackRecord:
-    """What one attack did. `rejected` counts the results that did not hold when checked."""
+    """What one attack did. `rejected` counts the results that did not hold when checked, `skipped` the standing
+    examples that were too far from falling for it (see `near` in `evaluate`)."""
 
     number: int
     make: MakeAttack
@@ -33,9 +35,25 @@ class AttackRecord:
     ran_on: int = 0
     broke: int = 0
     standing_after: int = 0
+    skipped: int = 0
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+
+    @property
+    def near(self) -> float | None:
+        """The largest margin left, as a share of the clean one, at which an example is still attacked; None: any."""
+        return getattr(self.make, "near", None)
+
+    def counts(self) -> dict[str, Any]:
+        """What adds up over batches, as plain data."""
+        return {name: getattr(self, name) for name in COUNTS} | {"cost": list(self.cost)}
+
+    def counting(self, counts: Mapping[str, Any] | None = None) -> AttackRecord:
+        """The same attack with these counts (default: none yet)."""
+        if counts is None:
+            return AttackRecord(self.number, self.make, self.name, self.settings)
+        return replace(self, **{**counts, "cost": Cost(*counts["cost"]), "rejected": dict(counts["rejected"])})
 
 
 class Batch(NamedTuple):
@@ -51,13 +69,17 @@ class Batch(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What an attack did to some rows: `broke` (b,) tells where it holds; `logits` (b, K) are the model's on x_adv."""
+    """What an attack did to some rows: `broke` (b,) tells where it holds; `logits` (b, K) are the model's on x_adv.
+
+    `sound` (b,): x_adv is a permitted input with finite logits, whether or not it fools.
+    """
 
     broke: Tensor
     logits: Tensor
     x_adv: Inputs
     size: Tensor
     cost: Cost
+    sound: Tensor
 
 
 def new_record(number: int, make: MakeAttack, threat: ThreatModel) -> AttackRecord:
@@ -112,8 +134,9 @@ def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.
     for name, passed in checks.items():
         record.rejected[name] += int((claimed & good & ~passed).sum())
         good = good & passed
+    sound = checks["not_finite"] & checks["outside_set"] & checks["outside_domain"]
     record.ran_on += len(rows)
     record.broke += int(good.sum())
     record.cost = record.cost.plus(result.cost)
     record.seconds += time.monotonic() - started
-    return Trial(good, logits, x_adv, threat.size(x, z), result.cost.plus(cost))
+    return Trial(good, logits, x_adv, threat.size(x, z), result.cost.plus(cost), sound)

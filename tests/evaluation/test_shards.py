@@ -1,0 +1,120 @@
+"""Two real processes give what one gives, and neither waits for ever for the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import shard_worker
+from alike import check_same
+from shard_worker import counting, judged
+from sparring.evaluation import shards
+from sparring.evaluation.shards import from_environment, local_device, rank_here
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="no gloo, no SIGKILL")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, tuple[str, float]]]]:
+    """The folder, and by process what each case gave and how long it took."""
+    folder = tmp_path_factory.mktemp("shards")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, shard_worker.__file__, str(folder)]
+    workers = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert workers[0].returncode == 0 and workers[1].returncode == -9, errors
+    lines = [(folder / f"{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    return folder, [{name: (text, seconds) for name, text, seconds in map(json.loads, own)} for own in lines]
+
+
+@pytest.mark.parametrize("case", ["same_as_alone", "stream_as_alone", "without_parts"])
+def test_two_processes_give_what_one_gives(outcomes: tuple[Path, list], case: str) -> None:
+    assert [told[case][0] for told in outcomes[1]] == ["same", "same"]
+
+
+def test_processes_with_other_settings_do_not_mix(outcomes: tuple[Path, list]) -> None:
+    folder, told = outcomes
+    for rank in range(2):
+        text = told[rank]["other_seed"][0]
+        assert text.startswith(f"ValueError: process {1 - rank} evaluates something else than process {rank}"), text
+        assert told[rank]["old_parts"][0].startswith("OtherSettings: "), told[rank]["old_parts"]
+        assert told[rank]["other_order"][0].startswith("RuntimeError: the part of batch"), told[rank]["other_order"]
+        assert "unshuffled" in told[rank]["other_order"][0]
+    assert "seed (9 there, 3 here)" in told[0]["old_parts"][0]
+    assert not (folder / "other_seed").exists()
+
+
+def test_a_process_that_dies_is_noticed(outcomes: tuple[Path, list]) -> None:
+    folder, (told, of_the_dead) = outcomes
+    text, seconds = told["one_dies"]
+    assert "one_dies" not in of_the_dead
+    assert text.startswith("RuntimeError: process 0 of 2 waited for the others, but one of them ended") and seconds < 30
+    assert "start all processes again and they go on" in text
+    assert sorted(p.name for p in (folder / "one_dies").iterdir()) == [f"{n:06d}.npz" for n in (0, 1, 2, 4)]
+    calls: list[int] = []
+    resumed = judged(folder / "one_dies", attacks=[counting(calls)], curve=())
+    check_same(resumed, judged(attacks=[counting([])], curve=()))
+    assert len(calls) == 1, "one process goes on where two were, with the one batch that is missing"
+
+
+@pytest.mark.parametrize(
+    ("shard", "parts", "sentence"),
+    [
+        ((2, 2), True, "expected .rank, world. with rank from 0"),
+        ((-1, 2), True, "expected .rank, world."),
+        ((0, 0), True, "expected .rank, world."),
+        ((0, 2), False, "needs `parts`, a folder that all processes see"),
+        ((0, 2), True, "with no process group: .*torchrun --nproc-per-node 2"),
+    ],
+)
+def test_shards_that_cannot_be(tmp_path: Path, shard: tuple[int, int], parts: bool, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        judged(tmp_path / "parts" if parts else None, shard=shard)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_one_process_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "1"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with from_environment() as rank:
+        assert rank == rank_here() == 0 and not dist.is_initialized()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK")  # some schedulers set the size alone
+    with from_environment() as rank:
+        assert rank == 0 and not dist.is_initialized()
+    check_same(judged(tmp_path, shard=(0, 1)), judged())
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert local_device(torch.device("cuda")) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert local_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_patience_grows_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(dist, "monitored_barrier", lambda group, timeout: limits.append(timeout.total_seconds()))
+    crew = shards.Crew(0, 2, group=object())
+    for seconds in (0.0, 7000.0):
+        crew.wait(seconds)
+    assert limits == [shards.PATIENCE, 7000.0]
