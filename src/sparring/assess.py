@@ -16,9 +16,9 @@ from torch import nn
 
 from sparring import runs
 from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
+from sparring.certify import SmoothedNet, SmoothingBound, interval_margin, supported
 from sparring.data import Batches, scale
 from sparring.data import load as load_data
-from sparring.evaluation.bounds import Certify
 from sparring.evaluation.findings import Finding
 from sparring.evaluation.preflight import preflight
 from sparring.evaluation.results import write_results
@@ -77,6 +77,7 @@ def assess(
     seed: int = 0,
     device: str = "auto",
     certify: str = "auto",
+    smooth: float | None = None,
     sanity: bool = True,
     command: str | None = None,
     name: str | None = None,
@@ -85,7 +86,8 @@ def assess(
     """Evaluates on the first `num_examples` of a split, writes the folder, and returns what results.json holds.
 
     attacks: by default the fast verdict. The security curve runs them with one restart each, and without the costly
-    ones (FAB, Square, and what is kept for a few near examples). certify: auto, interval or none. sanity: whether the
+    ones (FAB, Square, and what is kept for a few near examples). certify: auto, interval or none. smooth: judge the
+    model under that much Gaussian noise instead, certified by randomised smoothing (L2 only). sanity: whether the
     battery looks for signs that the number is too high. Finished batches lie in `out`/parts until all is done: a call
     with the same settings goes on there. Where torch.distributed is initialised the processes share the work; the
     first writes, the others return None. Raises ValueError (PreflightError among them), OSError, RuntimeError.
@@ -101,8 +103,9 @@ def assess(
         raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
     x, y = (part[:num_examples].to(on) for part in sides[split])
     model, ball, batches = subject.model.to(on), parse_threat(threat), Batches(x, y, batch_size)
+    bound, no_certificate = _certificate(certify, model, ball, smooth, batches)
+    model = SmoothedNet(model, smooth) if smooth else model
     attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
-    bound, no_certificate = _certificate(certify, preflight(model, *next(iter(batches)), ball).model, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     shelf = Shelf(out / "parts", {})
     evaluation = _evaluate(
@@ -129,6 +132,7 @@ def assess(
             "parameters": sum(p.numel() for p in subject.model.parameters()),
             "weights": str(subject.weights) if subject.weights else None,
             "sha256": digest,
+            "smooth": smooth,
         },
         data={"name": dataset.name, "split": split, "shape": list(dataset.shape), "class_names": names},
         training=subject.training, device=str(on), sanity=checks, no_certificate=no_certificate,
@@ -155,15 +159,22 @@ def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
         return evaluate(*arguments, parts=shelf.folder, **options)
 
 
-def _certificate(how: str, model: Any, threat: Any) -> tuple[Certify | None, str]:
+def _certificate(
+    how: str, model: nn.Module, threat: Any, smooth: float | None, batches: Batches
+) -> tuple[Any, str]:
     """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
     if how not in ("auto", "interval", "none"):
         raise ValueError(f"certify={how!r}; expected auto, interval or none")
+    if smooth and type(threat) is not L2:
+        raise ValueError(f"--smooth certifies L2 radii; the threat is {type(threat).__name__}: take one such as l2:0.5")
+    if smooth and how == "interval":
+        raise ValueError("interval bounds do not reach through the noise of --smooth; leave out --certify interval")
     if how == "none":
         return None, "none was asked for"
-    from sparring.certify import interval_margin, supported
-
-    unknown = supported(model)
+    if smooth:
+        return SmoothingBound(model, smooth), ""
+    x, y = next(iter(batches))
+    unknown = supported(preflight(model, x, y, threat).model)
     reason = f"interval bounds have no rule for {unknown}" if unknown else ""
     if type(threat) not in (Linf, L2, L1):
         reason = "interval bounds know Linf, L2 and L1 balls only"

@@ -117,10 +117,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     split: Annotated[str, typer.Option(help="test or train")] = "test",
     threat: Annotated[str | None, typer.Option(help=THREAT)] = None,
-    attacks: Annotated[
-        str | None,
-        typer.Option(help=ATTACKS),
-    ] = None,
+    attacks: Annotated[str | None, typer.Option(help=ATTACKS)] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
     num_examples: Annotated[int, typer.Option(help="how many, from the start of the split")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
@@ -128,6 +125,9 @@ def evaluate(
     name: Annotated[str | None, typer.Option(help="what the report calls this model")] = None,
     batch_size: Annotated[int, typer.Option(help="examples at once; what is done is kept after each batch")] = 250,
     certify: Annotated[str, typer.Option(help="auto, interval or none: the certified lower bound")] = "auto",
+    smooth: Annotated[
+        float | None, typer.Option(help="judge the model under Gaussian noise of this size, certified in L2")
+    ] = None,
     sanity: Annotated[bool, typer.Option(help="look for signs that the number is too high")] = True,
     min_robust: MinRobust = None,
     min_clean: MinClean = None,
@@ -162,7 +162,8 @@ def evaluate(
     with from_environment() as rank:
         _assess(
             subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
-            device=device, name=name, batch_size=batch_size, certify=certify, sanity=sanity, speak=rank == 0,
+            device=device, name=name, batch_size=batch_size, certify=certify, smooth=smooth, sanity=sanity,
+            speak=rank == 0,
         )  # fmt: skip
     if rank:
         return

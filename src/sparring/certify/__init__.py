@@ -4,6 +4,8 @@ from sparring.certify.interval import interval_margin as interval_margin
 from sparring.certify.rules import RULES as RULES
 from sparring.certify.rules import propagate as propagate
 from sparring.certify.rules import supported as supported
+from sparring.certify.smoothed import SmoothedNet as SmoothedNet
+from sparring.certify.smoothed import SmoothingBound as SmoothingBound
 from sparring.certify.smoothing import Certificate as Certificate
 from sparring.certify.smoothing import Smoothed as Smoothed
 from sparring.certify.smoothing import certified as certified

@@ -1,0 +1,102 @@
+"""The smoothed classifier as a network, and its certificate for `evaluate`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from contracts import rand, seeded
+from sparring.certify import SmoothedNet, SmoothingBound
+from sparring.evaluation.robustness import evaluate
+from sparring.threats import L2, Linf
+
+X = rand(40, 6, seed=3).float()
+
+
+def linear() -> nn.Linear:
+    return seeded(lambda: nn.Linear(6, 2))
+
+
+def distance(model: nn.Linear, x: Tensor) -> Tensor:
+    """(B,) to the boundary of a linear model with two classes, and so of its smoothed form."""
+    w, b = model.weight[1] - model.weight[0], model.bias[1] - model.bias[0]
+    return ((x @ w + b) / w.norm()).abs().detach()
+
+
+def test_the_network_is_the_mean_over_its_noises() -> None:
+    seen: list[Tensor] = []
+
+    class Base(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x[:, :2]
+
+    out = SmoothedNet(Base(), 0.5, num=7)(X)
+    assert len(seen) == 7
+    mean = torch.stack([x[:, :2].softmax(1) for x in seen]).mean(0)
+    assert torch.allclose(out, mean.log())
+    noises = torch.stack([x - X for x in seen])
+    assert torch.allclose(noises, noises[:, :1].expand_as(noises), atol=1e-6), "the same noises for every input"
+    assert 0.3 < noises[:, 0].std() < 0.7
+
+
+def test_an_example_alone_gives_what_it_gave_in_the_batch() -> None:
+    net = SmoothedNet(linear(), 0.5)
+    assert torch.allclose(net(X)[5:6], net(X[5:6]))
+    assert torch.equal(net(X), net(X))
+
+
+def test_certificates_do_not_depend_on_the_batch() -> None:
+    model, bound = linear(), SmoothingBound(linear(), 0.5, num_estimate=500)
+    y, threat = model(X).argmax(1), L2(0.2)
+    whole = bound(model, X, y, threat)
+    parts = torch.cat([bound(model, X[i : i + 7], y[i : i + 7], threat) for i in range(0, 40, 7)])
+    assert torch.equal(whole, parts)
+    assert {-1.0, 1.0} == set(whole.tolist())
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.2, 0.5])
+def test_nothing_is_certified_that_could_fall(radius: float) -> None:
+    model = linear()
+    y = model(X).argmax(1)
+    sure = SmoothingBound(model, 0.5, num_estimate=2000)(model, X, y, L2(radius)) > 0
+    assert not bool((sure & (distance(model, X) < radius)).any())
+    assert not bool(SmoothingBound(model, 0.5)(model, X, 1 - y, L2(radius)).gt(0).any()), "wrong is never certified"
+
+
+def test_certified_examples_are_not_attacked_and_the_bracket_holds() -> None:
+    model = linear()
+    y, threat, asked = model(X).argmax(1), L2(0.2, low=None, high=None), []
+
+    def attack(threat: L2) -> object:
+        from sparring import pgd
+
+        def run(model: object, x: Tensor, target: Tensor, *, noise: object = None) -> object:
+            asked.append(len(x))
+            return pgd(threat, num_steps=5)(model, x, target, noise=noise)  # type: ignore[arg-type]
+
+        return run
+
+    found = evaluate(
+        SmoothedNet(model, 0.5),
+        [(X, y)],
+        threat,
+        [attack],
+        curve=(),
+        certify=SmoothingBound(model, 0.5),  # type: ignore[list-item]
+    )
+    assert found.certified is not None
+    assert 0 < found.certified.count <= found.robust.count < 40
+    assert sum(asked) == found.clean.count - int(found.table["certified"].sum())
+
+
+def test_what_cannot_be_smoothed_says_so() -> None:
+    with pytest.raises(ValueError, match="sigma > 0"):
+        SmoothedNet(linear(), 0.0)
+    with pytest.raises(ValueError, match="sigma > 0"):
+        SmoothedNet(linear(), math.inf)
+    with pytest.raises(ValueError, match="L2 balls"):
+        SmoothingBound(linear(), 0.5)(linear(), X, torch.zeros(40, dtype=torch.int64), Linf(0.1))
