@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,99 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import N, changed, right, sha_of, share, text_of, write_examples, write_run
 
 from sparring.report import write_report
 from sparring.report.compare import compare, paired, unpaired
 from sparring.report.plots import most_changed, pictures
 from sparring.report.results import read_run
 from sparring.report.words import duration, points, read_threat
-
-N = 400
-CLASSES = ["aeroplane", "car", "bird", "cat"]
-
-
-def share(right: np.ndarray) -> dict[str, Any]:
-    """A block of value, Wilson interval, n and count."""
-    n, count, z = len(right), int(right.sum()), 1.959963984540054
-    p, middle = count / n, (count / n + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n, "count": count}
-
-
-def history(hard: bool, epochs: int = 20) -> list[dict[str, Any]]:
-    lines = []
-    for e in range(1, epochs + 1):  # the files count epochs from 0, the page from 1
-        fall = max(0, e - 12) * 0.008
-        robust = 0.62 * (1 - math.exp(-e / 4)) - fall if hard else 0.05
-        loss, clean = 1.8 * math.exp(-e / 8) + 0.3 * hard, 0.97 - 0.5 * math.exp(-e / 3)
-        lines.append({"epoch": e - 1, "step": e * 50, "learning_rate": 0.1, "radius_factor": 1.0, "seconds": 2.0 * e,
-                      "train_loss": loss, "clean_accuracy": clean, "robust_accuracy": robust,
-                      "examples": 10_000})  # fmt: skip
-    return lines
-
-
-def write_run(folder: Path, name: str, clean: np.ndarray, robust: np.ndarray, shape: tuple[int, ...] = (3, 16, 16),
-              **changes: Any) -> Path:  # fmt: skip
-    """A schema-true folder: the accuracies follow from `clean` and `robust`, bools per example."""
-    folder.mkdir(parents=True, exist_ok=True)
-    n, hard = len(clean), bool(robust.mean() > 0.3)
-    labels = np.arange(n) % len(CLASSES)
-    lines = history(hard)
-    best = max(lines, key=lambda line: line["robust_accuracy"])
-    turned = np.flatnonzero(clean & ~robust)
-    slope = -255 / 8 * math.log(max(robust.mean(), 0.01) / max(clean.mean(), 0.01))
-    curve = [{"radius": r / 255, **share(clean & (np.arange(n) % 97 / 97 < math.exp(-r / 255 * slope)))}
-             for r in (0, 2, 4, 8, 16, 32)]  # fmt: skip
-    results = {
-        "schema": "sparring.results/1", "name": name, "version": "0.1.0", "created": "2026-01-02T03:04:05+00:00",
-        "command": f"sparring evaluate runs/{name} --threat linf:8/255",
-        "model": {"name": "small_cnn", "parameters": 123456, "weights": "best.safetensors", "sha256": "ab" * 32},
-        "data": {"name": "toy", "split": "test", "shape": list(shape), "class_names": CLASSES},
-        "threat": "linf:8/255", "seed": 0,
-        "threat_settings": {"type": "Linf", "radius": 8 / 255, "low": 0.0, "high": 1.0, "mask": None},
-        "clean_accuracy": share(clean), "robust_accuracy": share(robust),
-        "attacks": [
-            {"name": a, "settings": {"num_steps": s}, "ran_on": int(clean.sum()), "broke": len(turned) // 2,
-             "robust_after": float(robust.mean()),
-             "rejected": {"outside_set": 0, "outside_domain": 0, "not_finite": 0, "not_reproduced": 0},
-             "cost": {"forwards": 5000 * s, "backwards": 4600 * s, "seconds": 0.7 * s}}
-            for a, s in (("fgsm", 1), ("pgd", 40))
-        ],
-        "attack_success": share(~robust[clean]) if clean.any() else None, "curve": curve, "curve_attacks": ["pgd"],
-        "per_class": [{"label": k, "name": c, "n": int((labels == k).sum()), "clean": float(clean[labels == k].mean()),
-                       "robust": float(robust[labels == k].mean())} for k, c in enumerate(CLASSES)],
-        "findings": [], "cost": {"forwards": 900_000, "backwards": 800_000, "seconds": 75.0},
-        "training": {"recipe": "pgd_at" if hard else "standard", "recipe_settings": {}, "epochs": 20,
-                     "seconds": 600.0 if hard else 80.0, "best_epoch": best["epoch"], "best": best, "last": lines[-1],
-                     "checkpoint": "best", "stopped": None, "config": {"batch_size": 128}, "history": lines},
-        "environment": {"python": "3.12", "torch": "2.8", "platform": "linux", "device": "cpu", "threads": 2},
-    }  # fmt: skip
-    (folder / "results.json").write_text(json.dumps({**results, **changes}), encoding="utf-8")
-    write_examples(folder / "examples.csv", labels, clean, robust)
-    draw = np.random.default_rng(len(turned))
-    g = turned[:6]
-    x = np.clip(np.linspace(0, 1, math.prod(shape)).reshape(shape) + 0.1 * draw.random((len(g), *shape)), 0, 1)
-    x_adv = np.clip(x + 8 / 255 * np.sign(draw.standard_normal(x.shape)), 0, 1)
-    np.savez(folder / "gallery.npz", index=g, x=x.astype("f4"), x_adv=x_adv.astype("f4"), label=labels[g],
-             clean_prediction=labels[g], clean_confidence=np.full(len(g), 0.98, "f4"),
-             adversarial_prediction=(labels[g] + 1) % 4,
-             adversarial_confidence=np.full(len(g), 0.87, "f4"))  # fmt: skip
-    return folder
-
-
-def write_examples(path: Path, labels: np.ndarray, clean: np.ndarray, robust: np.ndarray) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["index", "label", "clean_prediction", "clean_confidence", "robust", "broken_by",
-                      "adversarial_prediction", "adversarial_confidence", "size"])  # fmt: skip
-        for i, (y, c, r) in enumerate(zip(labels, clean, robust, strict=True)):
-            turned = [["pgd", (y + 1) % 4, 0.9, 0.03], ["", "", "", ""]][int(r or not c)]
-            out.writerow([i, y, y if c else (y + 1) % 4, 0.95, int(r), *turned])
-
-
-def right(count: int, n: int = N, shift: int = 0) -> np.ndarray:
-    """`count` of n True, beginning at `shift`."""
-    return np.roll(np.arange(n) < count, shift)
 
 
 @pytest.fixture
@@ -117,12 +30,6 @@ def pair(tmp_path: Path) -> list[Path]:
     hardened = right(380, shift=15)
     return [write_run(tmp_path / "standard", "Standard", right(390), right(12)),
             write_run(tmp_path / "hardened", "Hardened", hardened, hardened & right(240, shift=15))]  # fmt: skip
-
-
-def text_of(page: Path) -> str:
-    """What a reader sees, spaces made plain."""
-    body = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.S)
-    return re.sub(r"\s+", " ", body.replace("\u2019", "'").replace("\N{MINUS SIGN}", "-"))
 
 
 class Links(HTMLParser):
@@ -162,7 +69,7 @@ def test_page_is_accessible(pair: list[Path], tmp_path: Path) -> None:
     assert '<html lang="en">' in text and "<title>How robust are Standard and Hardened?</title>" in text
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 3
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 7
     assert all("alt=" in image for image in re.findall("<img[^>]*>", text))
     assert text.count("<figure") == text.count("<figcaption")
 
@@ -186,7 +93,8 @@ def test_the_numbers_on_the_page(pair: list[Path], tmp_path: Path) -> None:
     assert "Hardening gained 57.0 points under attack, at the price of 2.5 points on clean inputs" in text
     assert "with 7.5 times the training time" in text
     assert "95.5 to 98.6 %" in text and "55.1 to 64.7 %" in text  # Wilson, n = 400, counts 390 and 240
-    assert "Of the same 400 examples, 5 became right and 15 became wrong (McNemar's exact test, p = 0.041)" in text
+    assert "Of the same 400 examples, 5 are right only in Hardened and 15 only in Standard" in text
+    assert "(McNemar's exact test, p = 0.041)" in text and "would come up in 41 of 1 000 such comparisons" in text
     assert "Every colour value of every pixel may change by at most 8/255, which is 3.1 % of its range." in text
     assert "aeroplane (98.0 %) → car (87.0 %) example 12, in truth aeroplane" in text
     assert "This is robust overfitting" in text and "epoch 12" in text
@@ -197,7 +105,8 @@ def test_difference_within_chance_is_called_so(tmp_path: Path) -> None:
             write_run(tmp_path / "b", "B", right(300, shift=3), right(100))]  # fmt: skip
     text = text_of(write_report(runs, tmp_path / "r.html"))
     assert "Hardening made no difference under attack beyond chance, with no clear change on clean inputs" in text
-    assert "3 became right and 3 became wrong (McNemar's exact test, p = 1.00). Within chance:" in text
+    assert "3 are right only in B and 3 only in A (McNemar's exact test, p = 1.00): if both models were" in text
+    assert "would come up in 100 of 100 such comparisons. Within chance:" in text
     assert "Chance alone hardly" not in text
 
 
@@ -216,6 +125,19 @@ def test_unpaired_interval_against_published_value() -> None:
     change = unpaired(share(right(48, 80)), share(right(56, 70)))
     assert (change.low, change.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     assert change.p is None and not change.within_chance
+
+
+def test_one_model_is_known_by_its_weights_or_else_by_its_answers(pair: list[Path]) -> None:
+    def same(**model: Any) -> bool:
+        return bool(compare(read_run(pair[0]), read_run(changed(pair[1], model=model)))["same_model"])
+
+    changed(pair[0], model={"name": "cnn", "sha256": sha_of("w")})
+    assert same(name="cnn", sha256=sha_of("w")) and not same(name="cnn", sha256=sha_of("v"))
+    assert not same(name="other.py:defended", sha256=sha_of("w"))  # the same weights, in another network
+    changed(pair[0], model={"name": "my.py:net", "sha256": None})
+    assert not same(name="my.py:net", sha256=None)  # the clean answers differ
+    write_examples(pair[1] / "examples.csv", np.arange(N) % 4, right(390), right(5))
+    assert same(name="my.py:net", sha256=None) and not same()
 
 
 def test_pairing_uses_the_shared_examples_only(pair: list[Path]) -> None:
@@ -238,7 +160,7 @@ def test_what_cannot_be_paired_is_said(pair: list[Path], what: str, tmp_path: Pa
     effect = compare(read_run(pair[0]), read_run(pair[1]))
     assert effect["robust"].p is None and effect["robust"].difference == pytest.approx(0.57)
     text = text_of(write_report(pair, tmp_path / "r.html"))
-    assert "could not be paired" in text and "McNemar's exact test, p " in text and "became right" not in text
+    assert "could not be paired" in text and "McNemar's exact test, p " in text and "are right only" not in text
 
 
 UNLIKE = [("threat", "linf:1/255", "threat models"), ("attacks", [], "attacks")]
@@ -297,7 +219,14 @@ def test_findings_and_rejected_results_are_visible(tmp_path: Path) -> None:
 
 def test_settings_to_repeat_it_are_there(pair: list[Path], tmp_path: Path) -> None:
     text = text_of(write_report(pair, tmp_path / "r.html"))
-    for needle in ("sparring evaluate runs/Hardened", "batch_size", "num_steps", "linf:8/255", "threads", "ab" * 32):
+    for needle in (
+        "sparring evaluate runs/Hardened",
+        "batch_size",
+        "num_steps",
+        "linf:8/255",
+        "threads",
+        sha_of("Hardened"),
+    ):
         assert needle in text
 
 
@@ -393,6 +322,8 @@ def test_pictures_magnify_the_change_to_the_full_range() -> None:
 def test_words() -> None:
     grey = read_threat("linf:0.2", [1, 8, 8])
     assert grey.words.startswith("Every pixel may change by at most 0.2, which is 20.0\u00a0% of its range.")
+    sparse = read_threat("l1:12", [3, 32, 32])
+    assert sparse.radius == 12 and "all 3072 values add up to at most 12" in sparse.words
     euclid = read_threat("l2:0.5,box=none", [3, 32, 32])
     assert "all 3072 values" in euclid.words and "all of them by 0.00902" in euclid.words and euclid.low is None
     assert read_threat("linf:inf", [4]).radius is None and read_threat("linf:1,box=-3..3", [4]).low == -3.0

@@ -1,4 +1,4 @@
-"""Two models on the same examples: what was gained, what it cost, and whether chance alone explains it."""
+"""Two results on the same examples: what was gained, what it cost, and whether chance alone explains it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from sparring.report.account import cascade
 from sparring.report.results import Run
 
 _Z = 1.959963984540054  # 97.5 % point of the normal distribution
@@ -63,10 +64,14 @@ def compare(base: Run, other: Run) -> dict[str, Any]:
     """Everything that the page says about `other` against `base`."""
     one, two = base.results, other.results
     cautions: list[str] = []
-    for what, key in (("threat models", "threat"), ("attacks", "attacks")):
+    index, why_not = _shared(base, other)
+    same_model = _same_model(base, other, index)
+    for what, key in (("threat models", "threat"), *([] if same_model else [("attacks", "attacks")])):
         if not cautions and _asked(one[key]) != _asked(two[key]):
             cautions.append(f"Measured with different {what}: the numbers do not answer the same question.")
-    index, why_not = _shared(base, other)
+    doubts = [(run.name, run.results.get("verdict")) for run in (base, other)]
+    cautions += [f"The verdict on {name} is {word}: its share under attack may be too high, and the difference wrong."
+                 for name, word in doubts if word in ("SUSPECT", "INVALID")]  # fmt: skip
     if why_not:
         cautions.append(f"{why_not} The examples could not be paired, so the intervals are wider.")
     elif len(index) < max(one["clean_accuracy"]["n"], two["clean_accuracy"]["n"]):
@@ -77,9 +82,22 @@ def compare(base: Run, other: Run) -> dict[str, Any]:
         clean = unpaired(one["clean_accuracy"], two["clean_accuracy"])
         robust = unpaired(one["robust_accuracy"], two["robust_accuracy"])
     seconds: list[Any] = [(r.results.get("training") or {}).get("seconds") for r in (base, other)]
+    passes: list[Any] = [cascade(r.results).passes for r in (base, other)]
     return {"base": base, "other": other, "clean": clean, "robust": robust, "cautions": cautions,
-            "classes": _classes(base, other, index), "seconds": seconds,
-            "time_ratio": seconds[1] / seconds[0] if all(seconds) else None}  # fmt: skip
+            "same_model": same_model, "classes": _classes(base, other, index), "seconds": seconds,
+            "time_ratio": seconds[1] / seconds[0] if all(seconds) else None,
+            "passes": passes, "pass_ratio": passes[1] / passes[0] if all(passes) else None}  # fmt: skip
+
+
+def _same_model(base: Run, other: Run, index: Sequence[int]) -> bool:
+    """Whether these are two measurements of one model: same architecture and weights file, or same predictions."""
+    one, two = (
+        {k: (r.results.get("model") or {}).get(k) for k in ("name", "parameters", "sha256")} for r in (base, other)
+    )
+    if one != two or not one["name"]:
+        return False
+    rows = [((base.examples or {})[i], (other.examples or {})[i]) for i in index]
+    return bool(one["sha256"]) or (bool(rows) and all(a.clean == b.clean for a, b in rows))
 
 
 def _asked(value: Any) -> Any:

@@ -12,6 +12,7 @@ import jinja2
 
 from sparring.files import write_text
 from sparring.report import plots, words
+from sparring.report.account import Cascade, Margins, bracket, cascade, margins, worst_first
 from sparring.report.compare import compare
 from sparring.report.results import GALLERY, Run, read_run
 
@@ -47,8 +48,15 @@ def _content(runs: list[Run], title: str | None) -> dict[str, Any]:
     names = f"{', '.join(others)} and {last}" if others else last
     label = f"Security curve of {names}: accuracy under attack against the radius. Its numbers follow as a table."
     curves = [{point["radius"]: point for point in run.results["curve"]} for run in runs]
+    cascades, closeness = [cascade(run.results) for run in runs], [margins(run) for run in runs]
     return {
         "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "runs": runs, "threat": threat,
+        "verdicts": [words.VERDICTS[run.results.get("verdict")] for run in runs],
+        "brackets": [bracket(run.results) for run in runs], "findings": worst_first(runs),
+        "doubts": [any(f.get("level", "note") != "note" for f in run.results["findings"]) for run in runs],
+        "cascades": cascades, "closeness": closeness,
+        "cascade_plots": [_cascade(run, c, i) for i, (run, c) in enumerate(zip(runs, cascades, strict=True))],
+        "margin_plots": [_margins(run, m, i) for i, (run, m) in enumerate(zip(runs, closeness, strict=True))],
         "image": len(data.get("shape") or []) == 3,
         "curve": plots.security_curve(runs, threat.radius, label) if any(curves) else None,
         "curves": curves, "radii": sorted(set().union(*curves)),
@@ -57,6 +65,19 @@ def _content(runs: list[Run], title: str | None) -> dict[str, Any]:
         "galleries": [_gallery(run) for run in runs],
         "per_class": [{c.get("label"): c for c in run.results["per_class"]} for run in runs],
     }  # fmt: skip
+
+
+def _cascade(run: Run, told: Cascade, series: int) -> Any:
+    if not told.complete:
+        return None
+    label = f"Attacks on {run.name}: what stands after each, what it broke, and its passes per image, as in the table."
+    clean = run.results["clean_accuracy"]
+    return plots.cascade(told.lines, clean["value"], clean["n"], series, label)
+
+
+def _margins(run: Run, told: Margins | None, series: int) -> Any:
+    label = f"Histogram for {run.name}: how much of its clean margin each standing example has left."
+    return plots.margin_histogram(told, series, label) if told and told.left else None
 
 
 def _learning(run: Run, series: int) -> Any:
@@ -89,7 +110,7 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    for name in ("percent", "interval", "points", "number", "duration", "p_value"):
+    for name in ("percent", "interval", "points", "number", "passes", "duration", "times", "p_value", "how_often"):
         environment.filters[name] = getattr(words, name)
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
     return environment

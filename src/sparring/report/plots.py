@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
+from sparring.report import words
+from sparring.report.account import Line, Margins
 from sparring.report.results import Run
 
 # Stand-ins for the colours of the page, var(--s0) and so on; marker and dashes carry the meaning too.
@@ -26,7 +28,7 @@ _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "yti
 _CURVE, _HISTORY = ("radius", "value", "low", "high"), ("train_loss", "clean_accuracy", "robust_accuracy")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10.5, "text.usetex": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.15,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.15,
     "axes.titlelocation": "left", "axes.titlesize": 10.5, "legend.frameon": False, "legend.fontsize": 9.5,
     "lines.linewidth": 1.8, "lines.markersize": 4.5, **dict.fromkeys(_INKED, _INK),
 }  # fmt: skip
@@ -89,8 +91,53 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         bottom.set_title("validation accuracy")
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=3, handles=bottom.get_legend_handles_labels()[0])
+        return _svg(figure, label)
+
+
+def cascade(lines: Sequence[Line], clean: float, n: int, series: int, label: str) -> Markup:
+    """One bar per attack: what stands after it and what it broke on the left, its passes per image on the right."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"cascade{series}", "hatch.linewidth": 0.9}):
+        figure = Figure(figsize=(5.4, 1.1 + 0.27 * len(lines)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        colour, rows = _SERIES[series % 6], range(1, len(lines) + 1)
+        stand, fell = (
+            [_number(v) for v in column] for column in zip(*((i.robust_after, i.broke) for i in lines), strict=True)
+        )
+        passes = [_number(line.passes) for line in lines]
+        left.barh([0, *rows], [clean, *stand], 0.62, color=colour, alpha=0.85)
+        left.barh(
+            rows, [f / n for f in fell], 0.62, left=stand, color="none", edgecolor=colour, hatch="////", linewidth=0.8
+        )
+        right.barh(rows, passes, 0.62, color=_INK, alpha=0.45)
+        for row, (base, count, cost) in enumerate(zip(stand, fell, passes, strict=True), 1):
+            left.text(base + count / n + 0.03, row, f"{count:.0f}", va="center", fontsize=9.5)
+            right.text(cost + 0.03 * max(passes), row, words.passes(cost), va="center", fontsize=9.5)
+        left.set_yticks([0, *rows], ["none", *map(str, rows)])
+        left.invert_yaxis()
+        left.set_ylabel("attack")
+        left.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+        left.set_xlim(0, 1.2)
+        right.set_xlim(0, 1.3 * max(max(passes), 1e-9))
+        right.xaxis.set_major_locator(MaxNLocator(3))
+        for axes, title in ((left, "stand, and broken"), (right, "passes per image")):
+            axes.set_title(title)
+            axes.grid(False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        return _svg(figure, label)
+
+
+def margin_histogram(margins: Margins, series: int, label: str) -> Markup:
+    """How many standing examples have how much of their clean margin left, in steps of 5 %."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"margins{series}"}):
+        figure = Figure(figsize=(5.4, 2.3), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hist(margins.left, bins=np.linspace(0, 1, 21).tolist(), color=_SERIES[series % 6], rwidth=0.9)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("margin left: 0 % would fall")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_title("standing examples")
         return _svg(figure, label)
 
 

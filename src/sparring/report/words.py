@@ -15,8 +15,8 @@ def _missing(value: Any) -> bool:
     return not isinstance(value, Real) or not math.isfinite(value)
 
 
-def percent(share: Any) -> str:
-    return DASH if _missing(share) else f"{100 * share:.1f}{SPACE}%"
+def percent(share: Any, digits: int = 1) -> str:
+    return DASH if _missing(share) else f"{100 * share:.{digits}f}{SPACE}%"
 
 
 def interval(block: dict[str, Any]) -> str:
@@ -35,6 +35,11 @@ def number(value: Any) -> str:
     return f"{value:,}".replace(",", THIN) if isinstance(value, int) else f"{value:.4g}".replace("-", MINUS)
 
 
+def passes(value: Any) -> str:
+    """Passes per image: whole numbers from 100 on, else three digits."""
+    return number(value) if _missing(value) else number(round(value)) if value >= 100 else f"{value:.3g}"
+
+
 def duration(seconds: Any) -> str:
     if _missing(seconds):
         return DASH
@@ -43,8 +48,49 @@ def duration(seconds: Any) -> str:
     return f"{amount:.0f}{SPACE}{unit}" if amount >= 10 else f"{amount:.1f}{SPACE}{unit}"
 
 
+def times(ratio: float) -> str:
+    """A factor with as many digits as it deserves: 0.052, 1.3 or 18 times."""
+    return f"{number(round(ratio)) if ratio >= 10 else f'{ratio:.2g}'}{SPACE}times"
+
+
 def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def how_often(p: float) -> str:
+    """A probability as a count that a reader can picture."""
+    if p < 0.001:
+        return f"in fewer than 1 of 1{THIN}000"
+    return f"in {1000 * p:.0f} of 1{THIN}000" if p < 0.1 else f"in {100 * p:.0f} of 100"
+
+
+class Verdict(NamedTuple):
+    """A verdict as it is shown: the word, a sign beside it, the class of its colour, and what it means."""
+
+    word: str
+    sign: str
+    kind: str
+    meaning: str
+
+
+VERDICTS = {
+    "TRUSTED": Verdict(
+        "TRUSTED", "\N{CHECK MARK}", "trusted",
+        "Checks looked for signs that the number under attack is too high, and found none.",
+    ),
+    "SUSPECT": Verdict(
+        "SUSPECT", "!", "suspect",
+        "A check found a sign that the number under attack is too high. Read the findings before you use it.",
+    ),
+    "INVALID": Verdict(
+        "INVALID", "\N{HEAVY BALLOT X}", "invalid",
+        "A check found that the attacks could not do their work: the number under attack says nothing.",
+    ),
+    None: Verdict(
+        "NOT CHECKED", "?", "unchecked",
+        "Nobody looked for signs that the number under attack is too high: the sanity checks were not run.",
+    ),
+}  # fmt: skip
 
 
 class Threat(NamedTuple):

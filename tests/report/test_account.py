@@ -1,0 +1,199 @@
+"""What the page says of verdict, bracket, findings, cascade and margins, and which files it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import N, changed, right, sha_of, share, text_of, write_examples, write_run
+from scipy.stats import binom
+
+from sparring.report import write_report
+from sparring.report.account import bracket, cascade, margins
+from sparring.report.results import read_run
+
+CLEAN, ROBUST, PROVEN = 380, 240, 60
+REASON = "interval bounds have no rule for <LayerNorm>"
+
+
+def attack(name: str, ran_on: int, broke: int, after: int, passes: tuple[int, int], **more: Any) -> dict[str, Any]:
+    cost = {"forwards": passes[0] * N, "backwards": passes[1] * N, "seconds": 1.5}
+    return {"name": name, "settings": {}, "ran_on": ran_on, "broke": broke, "robust_after": after / N,
+            "rejected": {"outside_set": 0}, "cost": cost, **more}  # fmt: skip
+
+
+ATTACKS = [
+    attack("apgd:num_steps=5", 320, 100, 280, (6, 5), skipped=0),
+    attack("apgd-t:num_steps=20,near=0.7", 200, 40, 240, (40, 30), skipped=20),
+    attack("square:num_queries=500,near=0.15", 55, 0, 240, (284, 0), skipped=125),
+]
+FINDINGS = [
+    {"name": "b_note", "level": "note", "sentence": "A note.", "numbers": {"share": 0.25}, "next_step": ""},
+    {"name": "old", "sentence": "No level.", "numbers": {}},
+    {"name": "c_suspect", "level": "suspect", "sentence": "Odd <i>it</i>.", "numbers": {}, "next_step": "Do & look."},
+    {"name": "a_invalid", "level": "invalid", "sentence": "Wrong.", "numbers": {}, "next_step": "Repeat."},
+]
+
+
+def new_run(folder: Path, name: str = "New", **changes: Any) -> Path:
+    """A folder with everything that evaluations know: 380 of 400 right, 240 stand, 60 of them certified."""
+    clean, robust = right(CLEAN), right(ROBUST)
+    told: dict[str, Any] = {
+        "attacks": ATTACKS, "certified_accuracy": share(right(PROVEN)), "verdict": "TRUSTED",
+        "certification": {"name": "interval_margin", "settings": "interval_margin"}, "sanity": {"seconds": 3.5},
+        "curve": [], "training": None,  # whose plots take time
+    }  # fmt: skip
+    write_run(folder, name, clean, robust, **(told | changes))
+    left = np.where(robust, np.linspace(0.001, 0.999, N), 0.0)
+    write_examples(folder / "examples.csv", np.arange(N) % 4, clean, robust, margin_left=left,
+                   certified=right(PROVEN).astype(int))  # fmt: skip
+    return folder
+
+
+def page(tmp_path: Path, *folders: Path) -> str:
+    return text_of(write_report(folders, tmp_path / "page.html"))
+
+
+def test_the_bracket_adds_up_and_is_the_record(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a")
+    told = bracket(read_run(run).results)
+    assert [(p.kind, p.num) for p in told.parts] == [("certified", 60), ("stands", 180), ("broken", 140), ("wrong", 20)]
+    assert sum(p.num for p in told.parts) == N and sum(p.share for p in told.parts) == pytest.approx(1, abs=1e-12)
+    assert [p.start for p in told.parts] == pytest.approx([0, 0.15, 0.6, 0.95])  # each begins where the last one ends
+    assert (told.lower, told.upper) == (0.15, 0.6)
+    text = page(tmp_path, run)
+    assert "between 15.0 % (certified by interval bounds, for every permitted change) and 60.0 % (attacked" in text
+    for part in ("15.0 % certified:", "45.0 % stands, but is not certified (180)", "35.0 % broken by an attack (140)",
+                 "5.0 % wrong without any attack (20)"):  # fmt: skip
+        assert part in text
+
+
+def test_no_certificate_and_a_tight_one(tmp_path: Path) -> None:
+    why = {"certified_accuracy": None, "certification": {"name": None, "reason": REASON}}
+    none, tight = new_run(tmp_path / "a", **why), new_run(tmp_path / "b", certified_accuracy=share(right(ROBUST)))
+    told = bracket(read_run(none).results)
+    assert told.lower is None and [p.num for p in told.parts] == [240, 140, 20]
+    text = page(tmp_path, none, tight)
+    assert "No lower limit is certified: interval bounds have no rule for &lt;LayerNorm&gt;." in text
+    assert "is exactly 60.0 %" in text and text.count("A stronger attack could still lower it.") == 1
+
+
+WORDS = {"TRUSTED": "found none", "SUSPECT": "Read the findings", "INVALID": "says nothing", None: "were not run"}
+
+
+@pytest.mark.parametrize(("verdict", "says"), WORDS.items())
+def test_the_verdict_stands_beside_the_number(tmp_path: Path, verdict: str | None, says: str) -> None:
+    text = page(tmp_path, new_run(tmp_path / "a", verdict=verdict))
+    word = verdict or "NOT CHECKED"
+    assert re.search(rf"60\.0 % under attack\. \S {word} ", text) and says in text
+    assert not any(f" {other} " in text for other in WORDS if other not in (None, verdict))
+
+
+def test_files_from_before_all_this_still_make_a_page(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "a", "Old", right(CLEAN), right(ROBUST))
+    text = page(tmp_path, old)
+    assert "60.0 % under attack. ? NOT CHECKED" in text and "these results were made without one." in text
+    assert "How close the standing ones are" not in text and "skipped as too far" not in text
+    assert margins(read_run(old)) is None
+    unchecked = page(tmp_path, changed(old, findings=FINDINGS))
+    assert "a finding below already speaks against it" in unchecked and "speaks against it" not in text
+
+
+def test_findings_come_worst_first_with_what_to_do(tmp_path: Path) -> None:
+    plain = new_run(tmp_path / "a", "First", findings=FINDINGS[:2])
+    bad = new_run(tmp_path / "b", "Second", findings=FINDINGS, verdict="INVALID")
+    text = page(tmp_path, plain, bad)
+    order = ["invalid Second: a invalid.", "suspect Second: c suspect.", "note First: b note.", "note First: old.",
+             "note Second: b note.", "note Second: old."]  # fmt: skip
+    places = [text.index(said) for said in order]
+    assert places == sorted(places) and places[-1] < text.index("What was tried")
+    assert "What to do next: Do &amp; look." in text and "share 0.25" in text
+    assert "Odd &lt;i&gt;it&lt;/i&gt;." in text and text.count("What to do next:") == 2
+    assert "The verdict on Second is INVALID: its share" in text and "The verdict on First" not in text
+
+
+def test_the_cascade_is_the_record(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a")
+    told = cascade(read_run(run).results)
+    assert [line.passes for line in told.lines] == [16, 100, 284] and told.passes == 400  # forwards + 2 x backwards
+    assert [line.share for line in told.lines] == [0.04, 0.25, 0.71] and told.seconds == 4.5
+    assert [line.near for line in told.lines] == [None, 0.7, 0.15] and told.broke == CLEAN - ROBUST
+    text = page(tmp_path, run)
+    assert "1. apgd num_steps=5 320 0 100 70.0 % 16 4.0 % 1.5 s" in text
+    assert "2. apgd-t num_steps=20, near=0.7 200 20 over 70 % left 40 60.0 % 100 25.0 % 1.5 s" in text
+    assert "3. square num_queries=500, near=0.15 55 125 over 15 % left 0 60.0 % 284 71.0 % 1.5 s" in text
+    assert "all attacks 140 60.0 % 400 4.5 s" in text and "400 passes per image in total" in text
+    assert "The sanity checks took 3.5 s more." in text and "“Skipped as too far”" in text
+    plot = re.search(
+        r'label="Attacks on New.*?</svg>', (tmp_path / "page.html").read_text(encoding="utf-8"), flags=re.S
+    )
+    assert plot and all(f">{drawn}</text>" in plot[0] for drawn in ("none", "100", "40", "16", "284"))
+
+
+def test_a_cascade_without_costs_has_no_plot_and_no_total(tmp_path: Path) -> None:
+    bare = [{key: a[key] for key in ("name", "ran_on", "broke", "robust_after")} for a in ATTACKS]
+    text = page(tmp_path, new_run(tmp_path / "a", attacks=bare))
+    assert "passes per image in total" not in text and "Attacks by their number" not in text
+    assert "1. apgd num_steps=5 320 100 70.0 %" in text
+
+
+def test_margins_of_what_stands_without_a_certificate(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a")
+    told = margins(read_run(run))
+    left = np.linspace(0.001, 0.999, N)[PROVEN:ROBUST]
+    assert told is not None and told.left == pytest.approx(left) and told.certified == PROVEN
+    assert told.below(0.3) == int((left < 0.3).sum()) > 0
+    text = page(tmp_path, run)
+    assert "180 examples stand without a certificate; 0 of them have less than 10 %" in text
+    assert "60 certified examples are left out" in text
+    write_examples(run / "examples.csv", np.arange(N) % 4, right(N), right(0), margin_left=np.zeros(N))
+    assert "No example stands, so there is nothing to measure." in page(tmp_path, run)
+
+
+def test_two_measurements_of_one_model(tmp_path: Path) -> None:
+    model = {"name": "cnn", "parameters": 5, "weights": "w", "sha256": sha_of("w")}
+    strong = [*ATTACKS, attack("square", 240, 8, 232, (3600, 0))]
+    fast, full = new_run(tmp_path / "a", "fast", model=model), new_run(tmp_path / "b", "full", model=model)
+    changed(full, attacks=strong, robust_accuracy=share(right(232)))
+    write_examples(full / "examples.csv", np.arange(N) % 4, right(CLEAN), right(232))
+    text = page(tmp_path, fast, full)
+    assert "full leaves 2.0 points fewer standing than fast, for 10 times the passes." in text
+    p = 2 * binom.cdf(0, 8, 0.5)
+    assert f"0 are right only in full and 8 only in fast (McNemar's exact test, p = {p:.2g})" in text
+    assert "if both measurements were equally strong" in text and "full is the stronger measurement" in text
+    assert "different attacks" not in text and "Hardening" not in text and "hardening" not in text
+    assert "The two agree on each of the same 400 examples." in text  # the clean answers
+    other = page(tmp_path, fast, changed(full, model=model | {"sha256": sha_of("v")}))
+    assert "Measured with different attacks" in other and "What hardening changed" in other
+
+
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"verdict": "trusted"}, "one of TRUSTED, SUSPECT, INVALID or null at verdict, got 'trusted'"),
+    ({"findings": FINDINGS}, "no milder than its findings, got TRUSTED beside a finding that is invalid"),
+    ({"findings": [{"level": "bad"}]}, "at findings[0].level, got 'bad'"),
+    ({"certified_accuracy": 0.5}, "an object or null at certified_accuracy, got 0.5"),
+    ({"certified_accuracy": {"value": None}}, "a number at certified_accuracy.value"),
+    ({"certified_accuracy": share(right(250))}, "clean >= robust >= certified"),
+    ({"certified_accuracy": share(right(20, 100))}, "of the same examples, got n 400, 400, 100"),
+    ({"attacks": [ATTACKS[0] | {"broke": "many"}]}, "a number >= 0 at attacks[0].broke, got 'many'"),
+    ({"attacks": [ATTACKS[0] | {"cost": {"forwards": -1}}]}, "a number >= 0 at attacks[0].cost.forwards, got -1"),
+    ({"attacks": [ATTACKS[0] | {"cost": 5}]}, "an object at attacks[0].cost, got 5"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), ODD, ids=[says[-40:] for _, says in ODD])
+def test_odd_results_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    run = new_run(tmp_path / "a", **changes)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        write_report([run], tmp_path / "page.html")
+    assert str(run / "results.json") in str(caught.value) and not (tmp_path / "page.html").exists()
+
+
+def test_a_margin_that_is_no_share_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a")
+    write_examples(run / "examples.csv", np.arange(N) % 4, right(N), right(0), margin_left=np.full(N, 1.5))
+    with pytest.raises(ValueError, match=r"margin_left 1.5, which is no share"):
+        write_report([run], tmp_path / "page.html")
