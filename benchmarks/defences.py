@@ -6,7 +6,9 @@ the gradient averaged where the model is random, PGD on the model itself, and Sq
 least BROKEN above that, honest when it is less. Then `examine` sees model and claim, and gives its verdict.
 
 The thresholds in sparring/evaluation/probes_limits.py were set with the half SETTING in view. The half UNSEEN has other
-kinds of defence, other networks, radii and seeds; it was run once, after that. The split is by name, in `ENTRIES`.
+kinds of defence, other networks, radii and seeds; the battery saw it after that, and nothing was changed since. Before,
+with claims and best known numbers in view but no verdict, two of its defences were made harder and one was exchanged,
+for their claims had been right. The split is by name, in `ENTRIES`.
 
 Each finished model is one line of the file --out, keyed by the code of the battery, and not computed again. Trained
 weights lie beside it.
@@ -30,11 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import Lines, percent, provenance, table
-
 import sparring.evaluation
+from common import Lines, percent, provenance, table
 from sparring import Linf, pgd, pgd_at, standard, trades
+from sparring.attacks.autoattack import apgd
 from sparring.attacks.eot import Averaged
+from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
 from sparring.data import Batches, load
 from sparring.data.images import scale
@@ -43,7 +46,7 @@ from sparring.evaluation.robustness import evaluate
 from sparring.evaluation.sanity import examine, sample
 from sparring.models import build, mlp
 from sparring.objectives import cross_entropy, margin
-from sparring.threats import L2
+from sparring.threats import L1, L2
 from sparring.threats.base import ThreatModel
 from sparring.training.loop import train
 
@@ -332,7 +335,8 @@ ENTRIES = (
     Entry("thermometer code", U, BAD, tempered, R, stand_in=soft_thermometer),
     Entry("median and stairs", U, BAD, stairs, R, stand_in=bare),
     Entry("purifier, detached", U, BAD, purified, R, stand_in=through_the_cleaner),
-    Entry("backward pass of its own", U, BAD, lambda b: Then(b.plain("cnn-small", 3), WrongWay.apply), R, stand_in=bare),
+    Entry("backward pass of its own", U, BAD, lambda b: Then(b.plain("cnn-small", 3), WrongWay.apply), R,
+          stand_in=bare),
     Entry("standard training", S, GOOD, lambda b: b.plain(), Linf(0.1)),
     Entry("PGD-AT, CNN", S, GOOD, hardened("cnn-small", 0, pgd_at(Linf(0.15), num_steps=7), "at-cnn"), Linf(0.15)),
     Entry("TRADES, CNN", S, GOOD, hardened("cnn-small", 1, trades(Linf(0.1), num_steps=7), "tr-cnn"), Linf(0.1)),
@@ -340,6 +344,8 @@ ENTRIES = (
     Entry("PGD-AT, CNN, L2", S, GOOD, hardened("cnn-small", 3, pgd_at(L2(0.8), num_steps=7), "at-l2"), L2(0.8)),
     Entry("PGD-AT, CNN, large radius", S, GOOD,
           hardened("cnn-small", 4, pgd_at(Linf(0.25), num_steps=7), "at-large"), Linf(0.25)),
+    Entry("PGD-AT for L2, judged in L1", S, GOOD,
+          hardened("cnn-small", 3, pgd_at(L2(0.8), num_steps=7), "at-l2"), L1(2.5)),
     Entry("standard training, MLP, L2", U, GOOD, lambda b: b.plain("mlp", 5), L2(0.5)),
     Entry("PGD-AT, CNN, seed 11", U, GOOD,
           hardened("cnn-small", 11, pgd_at(Linf(0.2), num_steps=7), "at-11"), Linf(0.2)),
@@ -347,6 +353,8 @@ ENTRIES = (
     Entry("PGD-AT, ResNet with BatchNorm", U, GOOD,
           hardened("resnet-small", 13, pgd_at(Linf(0.1), num_steps=4), "at-res"), Linf(0.1)),
     Entry("TRADES, CNN, L2", U, GOOD, hardened("cnn-small", 14, trades(L2(1.0), num_steps=7), "tr-l2"), L2(1.0)),
+    Entry("TRADES for L2, judged in L1", U, GOOD,
+          hardened("cnn-small", 14, trades(L2(1.0), num_steps=7), "tr-l2"), L1(2.0)),
     Entry("PGD-AT, tanh network", U, GOOD, smooth_net, Linf(0.1)),
 )  # fmt: skip
 
@@ -357,8 +365,9 @@ ENTRIES = (
 def claim(entry: Entry, model: nn.Module, bench: Bench) -> Any:
     """The evaluation that an author in good faith might run."""
     objectives = (cross_entropy,) if entry.only_ce else (cross_entropy, margin)
-    attacks = [partial(pgd, num_steps=40, objective=objective) for objective in objectives]
-    quick = [partial(pgd, num_steps=10, step=0.25, objective=objectives[-1])]
+    climb = partial(slide, share=0.05) if isinstance(entry.threat, L1) else pgd
+    attacks = [partial(climb, num_steps=40, objective=objective) for objective in objectives]
+    quick = [partial(climb, num_steps=10, step=0.25, objective=objectives[-1])]
     batches = Batches(bench.x, bench.y, 180)
     return evaluate(model, batches, entry.threat, attacks, curve=(0.5, 1.0, 2.0), curve_attacks=quick, gallery_size=0)
 
@@ -366,7 +375,8 @@ def claim(entry: Entry, model: nn.Module, bench: Bench) -> Any:
 def best_known(entry: Entry, model: nn.Module, bench: Bench) -> float:
     """Robust accuracy under attacks made for this model; for random models the best single attack, so that no example
     falls because it was looked at often."""
-    strong = partial(pgd, num_steps=50, step=0.1, objective=margin, restarts=2)
+    sparse = isinstance(entry.threat, L1)
+    strong = partial(apgd if sparse else partial(pgd, step=0.1), num_steps=50, objective=margin, restarts=2)
 
     def informed(threat: ThreatModel) -> Any:
         inner = strong(threat)
@@ -374,7 +384,7 @@ def best_known(entry: Entry, model: nn.Module, bench: Bench) -> float:
         return lambda m, x, y, *, noise=None: inner(entry.stand_in(model) if entry.stand_in else m, x, y, noise=noise)
 
     attacks: list[Any] = [informed, partial(square, num_queries=500, rescale=True)]
-    attacks += [] if entry.random else [strong, partial(pgd, num_steps=50, step=0.1)]
+    attacks += [] if entry.random else [strong, apgd if sparse else partial(pgd, num_steps=50, step=0.1)]
     lists = [[attack] for attack in attacks] if entry.random else [attacks]
     found = [evaluate(model, Batches(bench.x, bench.y, 180), entry.threat, some, curve=()) for some in lists]
     return min(one.robust.value for one in found)
@@ -461,12 +471,13 @@ def summary(records: list[dict[str, Any]]) -> None:
     bad = [r for r in records if r["claimed"] - r["best"] >= BROKEN]
     good = [r for r in records if r["claimed"] - r["best"] < BROKEN]
     caught = sum(r["verdict"] != "TRUSTED" for r in bad)
+    flagged = [r["name"] for r in good if r["verdict"] != "TRUSTED"]
     cleared = sum(r["verdict"] == "TRUSTED" for r in good if r["kind"] == GOOD)
     honest = sum(r["kind"] == GOOD for r in good)
     print(
         f"\ncaught {caught} of {len(bad)} claims that are at least {percent(BROKEN, 0)} too high; cleared {cleared} of "
-        f"{honest} honest models; passes per sampled example: at most "
-        f"{max((r['passes'] for r in records), default=0):.0f}"
+        f"{honest} honest models; flagged although the claim was right: {', '.join(flagged) or 'none'}; passes per "
+        f"sampled example: at most {max((r['passes'] for r in records), default=0):.0f}"
     )
 
 

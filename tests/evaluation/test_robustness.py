@@ -549,7 +549,8 @@ def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
         assert set(record[name]) == share
     assert {frozenset(point) for point in record["curve"]} == {frozenset(share | {"radius"})}
     for attack in record["attacks"]:
-        assert set(attack) == {"name", "settings", "ran_on", "skipped", "broke", "robust_after", "rejected", "cost"}
+        keys = {"name", "settings", "near", "ran_on", "skipped", "broke", "robust_after", "rejected", "cost"}
+        assert set(attack) == keys
         assert set(attack["rejected"]) == set(REJECTIONS)
     assert record["attacks"][-1]["robust_after"] == record["robust_accuracy"]["value"]
     assert [set(row) for row in record["per_class"]] == [{"label", "name", "n", "clean", "robust"}] * 2

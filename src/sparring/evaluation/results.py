@@ -95,6 +95,7 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
     return {
         "name": record.name,
         "settings": record.settings,
+        "near": record.near,
         "ran_on": record.ran_on,
         "skipped": record.skipped,
         "broke": record.broke,

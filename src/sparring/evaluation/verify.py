@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.attack import Attack
-from sparring.attacks.combine import Restarts
+from sparring.attacks.combine import part_of
 from sparring.evaluation.describe import describe, name_of
 from sparring.model_state import attack_mode, private_rng
 from sparring.noise import Noise
@@ -84,7 +84,7 @@ class Trial(NamedTuple):
 
 def new_record(number: int, make: MakeAttack, threat: ThreatModel) -> AttackRecord:
     """An empty record; raises TypeError for what is not a function from a threat model to an attack."""
-    if isinstance(make, (Attack, Restarts)) or not callable(make):
+    if part_of(make, "threat") is not None or not callable(make):
         raise TypeError(
             f"attacks are functions from a threat model to an attack, such as sparring.pgd; "
             f"got a {type(make).__name__}. Write lambda threat: ... with the attack built on that threat"
@@ -121,7 +121,7 @@ def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.
     x_adv = threat.realize(x, z)
     logits, cost = predict(batch.model, x_adv, noise.seed)
     lost = logits.argmax(1) != y
-    goal = getattr(getattr(attack, "attack", attack), "objective", None)  # a targeted claim is judged by its own goal
+    goal = part_of(attack, "objective")  # a targeted claim is judged by its own goal
     again = lost if goal is None else goal.reached(logits, y)
     claimed = lost if result.reached is None else lost | (result.reached & ~again)
     checks = {
