@@ -8,15 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparring.attacks.catalogue import CATALOGUE
+from sparring.attacks.text import ATTACKS as NAMED
 from sparring.geometry import per_example
 from sparring.noise import Noise
-from sparring.objectives import cross_entropy, kl, margin
+from sparring.objectives import cross_entropy, dlr, kl, margin
 from sparring.threats import L1, L2, Ball, Linf
 from sparring.training.recipes import RECIPES as RECIPES
 from sparring.types import Attacker, take
@@ -85,13 +87,13 @@ def _threats() -> dict[str, ThreatCase]:
 
 # Attacks ---------------------------------------------------------------------------------------------------------
 
-OBJECTIVES = {"ce": cross_entropy, "margin": margin, "kl": kl}
+OBJECTIVES = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
 WANTED: dict[str, Any] = {"untargeted": None, "one-class": 1, "classes": torch.tensor([1, 3, 0])}
 
 
 def _attacks() -> dict[str, Callable[[Any], Attacker]]:
     def entry(name: str, **options: Any) -> Callable[[Any], Attacker]:
-        return lambda threat: CATALOGUE[name](threat, **options)
+        return partial(NAMED[name], **options)
 
     table: dict[str, Callable[[Any], Attacker]] = {}
     for name, objective, wanted in itertools.product(CATALOGUE, OBJECTIVES, WANTED):
@@ -101,6 +103,12 @@ def _attacks() -> dict[str, Callable[[Any], Attacker]]:
     for keep in ("highest_loss", "smallest_fooling", "last"):
         table[f"pgd-{keep}"] = entry("pgd", num_steps=3, keep=keep)
     table["pgd-restarts"] = entry("pgd", num_steps=2, restarts=3)
+    for name in NAMED:
+        if name not in CATALOGUE:
+            table[name] = entry(name, **({"num_queries": 40} if name == "square" else {"num_steps": 6}))
+    table["smooth"] = entry("smooth", num_steps=3, restarts=1)
+    table["smooth-restarts"] = entry("smooth", num_steps=3, restarts=2)
+    table["apgd-eot-restarts"] = entry("apgd", num_steps=3, eot=2, restarts=2, objective=dlr)
     return table
 
 

@@ -159,9 +159,7 @@ def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
         return evaluate(*arguments, parts=shelf.folder, **options)
 
 
-def _certificate(
-    how: str, model: nn.Module, threat: Any, smooth: float | None, batches: Batches
-) -> tuple[Any, str]:
+def _certificate(how: str, model: nn.Module, threat: Any, smooth: float | None, batches: Batches) -> tuple[Any, str]:
     """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
     if how not in ("auto", "interval", "none"):
         raise ValueError(f"certify={how!r}; expected auto, interval or none")

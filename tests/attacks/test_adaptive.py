@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -470,10 +470,10 @@ def test_flat_models_change_nothing_and_give_no_nan(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", BALLS)
 def test_an_infinite_radius_is_refused(norm: str) -> None:
-    with pytest.raises(ValueError, match="finite radius|the radius is infinite, so a step cannot be a fraction of it"):
+    with pytest.raises(ValueError, match=r"finite radius|the radius is infinite, so a step cannot be a fraction of it"):
         apgd(BALLS[norm](math.inf), num_steps=2)(curved(5), rand(*SHAPE, seed=2), LABELS)
     attack = Attack(threat=BALLS[norm](math.inf), rule=APGD(), num_steps=2, start=Null())
-    with pytest.raises(ValueError, match="the radius is infinite.*such as fab"):
+    with pytest.raises(ValueError, match=r"the radius is infinite.*such as fab"):
         attack(curved(5), rand(*SHAPE, seed=2), LABELS)
 
 

@@ -583,7 +583,10 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(v.all())
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if "restarts" not in n])
+ASKS_WHO_STANDS = ("apgd-t", "fab", "fab-t", "square")  # a wait per target or query saves the passes of what fell
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS if "restarts" not in n and n not in ASKS_WHO_STANDS])
 def test_the_loop_never_waits_for_the_device(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

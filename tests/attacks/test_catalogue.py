@@ -16,10 +16,11 @@ from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
 from sparring.attacks.attack import Attack, uniform
 from sparring.attacks.catalogue import CATALOGUE, bim, fgsm, mi_fgsm, pgd
 from sparring.attacks.combine import Restarts
+from sparring.attacks.protocols import PROTOCOLS
 from sparring.attacks.steps import Ascent
-from sparring.attacks.text import STANDARD_ATTACKS, NamedAttack, options_of, parse_attacks
-from sparring.objectives import kl, margin
-from sparring.threats import L2, Linf
+from sparring.attacks.text import ATTACKS, DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
+from sparring.objectives import dlr, kl, margin
+from sparring.threats import L1, L2, Linf
 
 LABELS = torch.tensor([2, 0, 3])
 
@@ -182,8 +183,9 @@ def test_no_restart_at_all_is_refused(restarts: int) -> None:
 
 
 def test_every_entry_names_its_source() -> None:
-    for name, entry in CATALOGUE.items():
-        assert "Source:" in (entry.__doc__ or ""), name
+    for name, entry in ATTACKS.items():
+        assert "Source:" in (entry.__doc__ or "") or name == "smooth", name
+    assert "Ours" in (ATTACKS["smooth"].__doc__ or "")
 
 
 # Attacks as text ---------------------------------------------------------------------------------------------------
@@ -193,16 +195,26 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "step": st.floats(1e-6, 10),
     "absolute_step": st.floats(1e-6, 10),
     "momentum": st.floats(0, 1),
-    "objective": st.sampled_from(["ce", "margin", "kl"]),
+    "objective": st.sampled_from(["ce", "margin", "dlr", "kl"]),
     "wanted": st.integers(0, 9),
     "restarts": st.integers(1, 50),
+    "near": st.floats(1e-6, 1),
+    "rho": st.floats(0, 1),
+    "eot": st.integers(1, 50),
+    "targets": st.integers(1, 50),
+    "slope": st.floats(0.1, 100),
+    "share": st.floats(1e-6, 1),
+    "num_queries": st.integers(0, 10_000),
+    "p": st.floats(1e-6, 1),
+    "rescale": st.booleans(),
 }
+RANDOM_START = {"pgd", "slide", "apgd", "fab", "fab-t", "square", "smooth"}
 
 
 @st.composite
 def named_attacks(draw: Any) -> NamedAttack:
-    name = draw(st.sampled_from(sorted(CATALOGUE)))
-    keys = sorted(set(options_of(name)) - (set() if name == "pgd" else {"restarts"}))
+    name = draw(st.sampled_from(sorted(ATTACKS)))
+    keys = sorted(set(options_of(name)) - (set() if name in RANDOM_START else {"restarts"}))
     chosen = draw(st.lists(st.sampled_from(keys), unique=True))
     return NamedAttack(name, tuple((key, draw(OPTIONS[key])) for key in chosen))
 
@@ -215,6 +227,22 @@ def test_text_round_trip(attacks: list[NamedAttack]) -> None:
         attack(L2(0.5))
 
 
+def test_every_option_of_every_attack_is_tried_above_and_changes_something() -> None:
+    """`near` is for `evaluate`, which reads it off the name."""
+    other = {"num_steps": 3, "step": 0.3, "absolute_step": 0.3, "momentum": 0.3, "objective": "dlr", "wanted": 3,
+             "restarts": 3, "rho": 0.3, "eot": 3, "targets": 3, "slope": 3.0, "share": 0.3, "num_queries": 3, "p": 0.3,
+             "rescale": True}  # fmt: skip
+    for name in ATTACKS:
+        plain = NamedAttack(name)
+        options = options_of(name)
+        assert set(options) <= set(OPTIONS)
+        for key in set(options) - {"near"} - (set() if name in RANDOM_START else {"restarts"}):
+            assert repr(plain.but(**{key: other[key]})(Linf(0.1))) != repr(plain(Linf(0.1))), (name, key)
+            assert type(other[key]) is options[key]
+        near = plain.but(near=0.3)
+        assert near.near == 0.3 and plain.near is None and repr(near(Linf(0.1))) == repr(plain(Linf(0.1)))
+
+
 def test_text_means_what_it_says() -> None:
     first, second = parse_attacks("fgsm, pgd:num_steps=20,restarts=2,objective=kl,wanted=3")
     assert first(Linf(0.1)) == fgsm(Linf(0.1))
@@ -222,23 +250,55 @@ def test_text_means_what_it_says() -> None:
     want = pgd(Linf(0.1), num_steps=20, restarts=2, objective=kl, wanted=3)
     assert repr(built) == repr(want)
     assert options_of("mi-fgsm")["momentum"] is float
-    assert set(options_of("fgsm")) == {"restarts", "objective", "wanted"}
+    assert set(options_of("fgsm")) == {"restarts", "objective", "wanted", "near"}
     assert second.but(num_steps=5)(Linf(0.1)).attack.num_steps == 5  # type: ignore[attr-defined]
 
 
-def test_the_standard_attacks_run(network: nn.Module) -> None:
-    network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(70, NUM_CLASSES)).double())
-    x, y = rand(*SHAPE), LABELS
-    for named in STANDARD_ATTACKS:
-        result = named.but(num_steps=2, restarts=2)(Linf(0.1))(network, x, y)
-        assert result.loss is not None
-    assert parse_attacks(",".join(map(str, STANDARD_ATTACKS))) == STANDARD_ATTACKS
+def test_protocols_are_spelled_out_for_the_threat() -> None:
+    for name, protocol in PROTOCOLS.items():
+        for threat in (Linf(0.1), L2(0.5), L1(12.0)):
+            assert parse_attacks(name, threat) == parse_attacks(protocol(threat), threat)
+    assert parse_attacks("autoattack", L1(12.0))[0] == NamedAttack("apgd", (("restarts", 5),))
+    assert (
+        parse_attacks("autoattack") == parse_attacks("autoattack", Linf(0.1)) != parse_attacks("autoattack", L1(12.0))
+    )
+    mixed = [str(a) for a in parse_attacks("fgsm, autoattack-rand ,pgd:num_steps=3,near=0.5", Linf(0.1))]
+    assert mixed == ["fgsm", "apgd:eot=20", "apgd:eot=20,objective=dlr", "pgd:num_steps=3,near=0.5"]
+    assert DEFAULT_ATTACKS in PROTOCOLS
+
+
+def test_attacks_as_text_are_the_functions() -> None:
+    text = "apgd:num_steps=3,rho=0.5,eot=2,objective=dlr,apgd-t:targets=2,fab:restarts=2,fab-t,square:p=0.5,smooth"
+    want = [
+        ATTACKS["apgd"](L2(0.5), num_steps=3, rho=0.5, eot=2, objective=dlr), ATTACKS["apgd-t"](L2(0.5), targets=2),
+        ATTACKS["fab"](L2(0.5), restarts=2), ATTACKS["fab-t"](L2(0.5)), ATTACKS["square"](L2(0.5), p=0.5),
+        ATTACKS["smooth"](L2(0.5)),
+    ]  # fmt: skip
+    assert [repr(make(L2(0.5))) for make in parse_attacks(text, L2(0.5))] == [repr(attack) for attack in want]
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_every_named_attack_runs(kind: str) -> None:
+    network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(70, 9), nn.ReLU(), nn.Linear(9, NUM_CLASSES)))
+    x, y, threat = rand(*SHAPE), LABELS, BALLS[kind](0.1)
+    for name in ATTACKS:
+        few = {"num_queries": 2} if name == "square" else {} if name == "fgsm" else {"num_steps": 2}
+        result = NamedAttack(name).but(**few)(threat)(network.double(), x, y)
+        assert result.loss is not None and result.z.shape == x.shape, name
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("pdg", "attack 'pdg' is unknown; there are gradient-ascent, fgsm, bim, pgd, mi-fgsm"),
+        (
+            "pdg",
+            "attack 'pdg' is unknown; there are fast, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
+            "fgsm, bim, pgd, mi-fgsm, slide, apgd, apgd-t, fab, fab-t, square, smooth$",
+        ),
+        ("autoatack", "attack 'autoatack' is unknown; there are fast, autoattack, "),
+        ("autoattack:num_steps=3", r"'autoattack' is a protocol and takes no options \(in '.*'\); name its attacks"),
+        ("fgsm,fast,num_queries=9", "'fast' is a protocol and takes no options"),  # fixed: went to the last member
+        ("autoattack,near=0.5,pgd", "'autoattack' is a protocol and takes no options"),
         ("", "attack '' is unknown"),
         ("fgsm,", "attack '' is unknown"),
         ("num_steps=3", "begin with an option; write NAME:KEY=VALUE"),
@@ -250,7 +310,23 @@ def test_the_standard_attacks_run(network: nn.Module) -> None:
         ("pgd:num_steps=many", "num_steps='many' .* is not of type int"),
         ("pgd:num_steps=2.5", "is not of type int"),
         ("pgd:num_steps", "num_steps='' .* is not of type int"),
-        ("pgd:objective=dlrr", "objective 'dlrr' is unknown .*there are ce, margin, kl"),
+        ("pgd:objective=dlrr", "objective 'dlrr' is unknown .*there are ce, margin, dlr, kl"),
+        ("apgd-t:objective=ce", "attack 'apgd-t' has no option 'objective' .*it takes num_steps, rho, targets, near"),
+        (
+            "square:num_steps=3",
+            "attack 'square' has no option 'num_steps' .*it takes num_queries, p, restarts, rescale",
+        ),
+        ("square:rescale=yes", "rescale='yes' .* is not of type bool"),
+        ("square:p=0", "p <= 1"),
+        ("apgd:eot=0", "the number of looks must be at least 1; got 0"),
+        ("apgd-t:targets=0", "targets must be at least 1; got 0"),
+        ("fab-t:targets=0", "targets at least 1"),
+        ("smooth:slope=0", "slope must be above 0"),
+        ("pgd:near=0", r"near=0 \(in 'pgd:near=0'\); expected a share of the clean margin, above 0, at most 1"),
+        ("pgd:near=-0.5", "near=-0.5 .*expected a share"),
+        ("pgd:near=1.5", "near=1.5 .*expected a share"),
+        ("pgd:near=nan", "near=nan .*expected a share"),
+        ("pgd:near=half", "near='half' .* is not of type float"),
         ("bim:restarts=3", "every run would be the same"),
         ("pgd:restarts=0", "restarts"),
         ("pgd:num_steps=-3", "num_steps"),

@@ -6,7 +6,7 @@ attacks"; for L1 Croce and Hein 2021, "Mind the box". Budgets are those of the a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from sparring.attacks.eot import Averaged
 from sparring.geometry import per_example
 from sparring.noise import Noise
 from sparring.objectives import Objective, cross_entropy, targeted
-from sparring.threats.balls import Ball
+from sparring.threats.balls import L2
 from sparring.threats.base import ThreatModel
 from sparring.threats.l1 import L1
 from sparring.types import Attacker, Inputs
@@ -30,10 +30,13 @@ class OnTheEdge:
     """Start in a random direction, as far out as the radius allows, and from there into the box."""
 
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        free = replace(threat, low=None, high=None) if isinstance(threat, Ball) else threat
-        z = free.sample(x, noise)
-        size = threat.size(x, z).clamp_min(1e-12)
-        return threat.project(x, z * per_example(threat.radius / size, z))
+        null = threat.null(x)
+        if isinstance(threat, L2) and isinstance(x, Tensor):
+            direction = threat.steepest(x, noise.normal(null.shape[1:]).to(null))
+        else:
+            cube = noise.uniform(null.shape[1:]).to(null) * 2 - 1
+            direction = cube / per_example(threat.size(x, cube).clamp_min(1e-12), cube)
+        return threat.project(x, null + per_example(threat.radius, null) * direction)
 
 
 def apgd(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +75,10 @@ class SmoothBackward:
 
     attack: Any
     slope: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slope < math.inf:
+            raise ValueError(f"slope must be above 0 and finite, it is that of the sigmoid; got {self.slope}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         with attack_mode(model) as frozen:
