@@ -305,6 +305,10 @@ def test_three_radii_are_the_published_schedule(num: int, parts: list[int]) -> N
             points += trace.points
             z = trace.kept[1]
         np.testing.assert_allclose(looks[:, i], np.stack(points), rtol=0, atol=1e-9)
+    for keep in ("smallest_fooling", "last"):  # what is handed on is the highest loss, whatever is kept in the end
+        other = replace(attack, attack=replace(attack.attack, keep=keep))  # type: ignore[attr-defined,type-var]
+        same, _ = traced(net, other, x, LABELS)
+        assert torch.equal(same, looks[: len(same)]) and len(looks) - len(same) == (keep == "last")
 
 
 def stream_of_attack(num: int) -> Any:
@@ -378,6 +382,13 @@ def test_a_linear_model_in_l1_is_climbed_to_the_optimum(name: str) -> None:
     assert bool((found(highest) >= 0.98).all())
     assert bool((found(ShrinkingRadius(highest)) >= 0.98).all())
     assert bool((found(replace(highest, num_steps=0)) < 0.9).all()), "the start does not reach it"
+
+
+def test_without_a_gradient_a_sparse_step_stays() -> None:
+    x, z = torch.full((2, 10), 0.5), torch.tensor([[0.1] * 10, [0.2] + [0.0] * 9])
+    seen = Seen(torch.zeros(2), torch.zeros(2, dtype=torch.bool), torch.zeros(2, 10))
+    moved, _ = SparseAPGD().step(Problem(L1(2.0), x, 50, stream(2)), z, seen, None, 0)
+    torch.testing.assert_close(moved, z)
 
 
 def test_the_step_goes_back_to_the_radius_where_the_best_point_got_sparser() -> None:

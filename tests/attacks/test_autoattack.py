@@ -159,6 +159,8 @@ def test_directions_of_the_start_are_uniform() -> None:
 
 def test_the_start_keeps_masks_and_threats_of_other_kinds() -> None:
     x, mask = rand(*SHAPE, seed=1), rand(*SHAPE, seed=2) < 0.5
+    ball = L2(0.1, low=None, high=None, mask=mask)
+    torch.testing.assert_close(ball.size(x, OnTheEdge()(ball, x, stream(3))), torch.full((3,), 0.1).double())
     start = OnTheEdge()(Linf(0.1, mask=mask), x, stream(3))
     assert bool((start[~mask] == 0).all()) and bool(inside(Linf(0.1), x, start).all())
     from contracts import sentences

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.combine import part_of, seeking
-from sparring.model_state import attack_mode, private_rng
+from sparring.model_state import attack_mode
 from sparring.noise import Noise
 from sparring.objectives import Objective
-from sparring.types import AttackResult, Cost, Inputs, Model, device_of, size, take
+from sparring.types import AttackResult, Cost, Inputs, Model, take
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,8 @@ class Averaged:
             )
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        noise = noise or Noise.make(0, "attack", torch.arange(size(x)))
         attack = seeking(self.attack, MeanOver(part_of(self.attack, "objective"), self.num))
-        with attack_mode(model) as frozen, private_rng(noise.seed, device_of(x)):
+        with attack_mode(model) as frozen:
             result = attack(lambda v: torch.cat([frozen(v) for _ in range(self.num)], 1), x, target, noise=noise)
         return result._replace(cost=Cost(self.num * result.cost.forwards, self.num * result.cost.backwards))
 
