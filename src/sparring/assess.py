@@ -103,8 +103,9 @@ def assess(
         raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
     x, y = (part[:num_examples].to(on) for part in sides[split])
     model, ball, batches = subject.model.to(on), parse_threat(threat), Batches(x, y, batch_size)
-    bound, no_certificate = _certificate(certify, model, ball, smooth, batches)
-    model = SmoothedNet(model, smooth) if smooth else model
+    first = preflight(model, *next(iter(batches)), ball)
+    bound, no_certificate = _certificate(certify, first.model, ball, smooth)
+    model = SmoothedNet(first.model, smooth) if smooth else model  # else `evaluate` wraps it, and tells
     attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     shelf = Shelf(out / "parts", {})
@@ -115,6 +116,7 @@ def assess(
     )  # fmt: skip
     if rank_here():
         return None
+    evaluation.findings += first.findings if smooth else ()
     names = list(dataset.class_names)
     if len(seen := y.unique()) < dataset.num_classes:
         sentence = f"Only {len(seen)} of {dataset.num_classes} classes occur in the {len(y)} examples that were tried."
@@ -159,7 +161,7 @@ def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
         return evaluate(*arguments, parts=shelf.folder, **options)
 
 
-def _certificate(how: str, model: nn.Module, threat: Any, smooth: float | None, batches: Batches) -> tuple[Any, str]:
+def _certificate(how: str, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:
     """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
     if how not in ("auto", "interval", "none"):
         raise ValueError(f"certify={how!r}; expected auto, interval or none")
@@ -171,8 +173,7 @@ def _certificate(how: str, model: nn.Module, threat: Any, smooth: float | None, 
         return None, "none was asked for"
     if smooth:
         return SmoothingBound(model, smooth), ""
-    x, y = next(iter(batches))
-    unknown = supported(preflight(model, x, y, threat).model)
+    unknown = supported(model)
     reason = f"interval bounds have no rule for {unknown}" if unknown else ""
     if type(threat) not in (Linf, L2, L1):
         reason = "interval bounds know Linf, L2 and L1 balls only"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts import rand, seeded
+from sparring.attacks.catalogue import pgd
 from sparring.certify import SmoothedNet, SmoothingBound
-from sparring.evaluation.robustness import evaluate
+from sparring.evaluation.robustness import Evaluation, evaluate
 from sparring.threats import L2, Linf
 
 X = rand(40, 6, seed=3).float()
@@ -67,30 +68,31 @@ def test_nothing_is_certified_that_could_fall(radius: float) -> None:
     assert not bool(SmoothingBound(model, 0.5)(model, X, 1 - y, L2(radius)).gt(0).any()), "wrong is never certified"
 
 
-def test_certified_examples_are_not_attacked_and_the_bracket_holds() -> None:
+def judged(bound: SmoothingBound, net: nn.Module, y: Tensor) -> Evaluation:
+    return evaluate(net, [(X, y)], L2(0.2, low=None, high=None), [pgd], curve=(), certify=bound)
+
+
+def test_the_bracket_holds_and_nothing_is_spared() -> None:
     model = linear()
-    y, threat, asked = model(X).argmax(1), L2(0.2, low=None, high=None), []
-
-    def attack(threat: L2) -> object:
-        from sparring import pgd
-
-        def run(model: object, x: Tensor, target: Tensor, *, noise: object = None) -> object:
-            asked.append(len(x))
-            return pgd(threat, num_steps=5)(model, x, target, noise=noise)  # type: ignore[arg-type]
-
-        return run
-
-    found = evaluate(
-        SmoothedNet(model, 0.5),
-        [(X, y)],
-        threat,
-        [attack],
-        curve=(),
-        certify=SmoothingBound(model, 0.5),  # type: ignore[list-item]
-    )
+    y = model(X).argmax(1)
+    found = judged(SmoothingBound(model, 0.5), SmoothedNet(model, 0.5), y)
     assert found.certified is not None
-    assert 0 < found.certified.count <= found.robust.count < 40
-    assert sum(asked) == found.clean.count - int(found.table["certified"].sum())
+    assert 0 < found.certified.count <= found.robust.count
+    assert found.attacks[0].ran_on == found.clean.count == 40
+    assert [f for f in found.findings if f.name == "certificate contradicted"] == []
+
+
+def test_a_stand_in_that_breaks_where_the_certificate_vouches_is_told() -> None:
+    sure, weak = linear(), linear()
+    with torch.no_grad():  # the same boundary moved to where it can be crossed
+        weak.bias.add_(torch.tensor([0.0, -float((X @ (weak.weight[1] - weak.weight[0])).mean())]))
+        sure.bias.copy_(torch.tensor([50.0, 0.0]))
+    y = torch.zeros(40, dtype=torch.int64)
+    found = judged(SmoothingBound(sure, 0.5), SmoothedNet(weak, 0.5), y)
+    told = [f for f in found.findings if f.name == "certificate contradicted"]
+    assert len(told) == 1 and told[0].level == "suspect"
+    assert told[0].numbers["examples"] == found.clean.count - found.robust.count > 0
+    assert found.certified is not None and found.certified.count == found.robust.count
 
 
 def test_what_cannot_be_smoothed_says_so() -> None:

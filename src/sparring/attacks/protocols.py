@@ -19,7 +19,7 @@ def autoattack(threat: ThreatModel) -> str:
 
 
 def autoattack_plus(threat: ThreatModel) -> str:
-    """AutoAttack `plus`: more restarts, and the untargeted DLR and FAB."""
+    """AutoAttack `plus`: more restarts, and the untargeted DLR and FAB. On L1 balls not as published (decision 006)."""
     return "apgd:restarts=5,apgd:restarts=5,objective=dlr,fab:restarts=5,square,apgd-t,fab-t"
 
 
@@ -32,7 +32,7 @@ def fast(threat: ThreatModel) -> str:
     """The verdict of AutoAttack at a few percent of its passes (measured in docs/results.md); what is used by default.
 
     Ordered by what an attack breaks per pass. `near` keeps the costly ones for examples that have lost most of their
-    clean margin: what lies far from the boundary after two attacks has not been seen to fall to any later one.
+    clean margin. Where gradients are masked, no example seems near and the number is too high: only the battery tells.
     What it takes from others: the margin objective (Carlini and Wagner 2017), few targets with the largest logits
     (Gao 2022, "MM attack"), spending by difficulty (Liu 2022, "A3"); the smoothed backward pass is ours. L1 balls get
     sparse steps, and more of Square. Threats that are no ball: PGD on two losses.

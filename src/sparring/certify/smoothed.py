@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,16 @@ from sparring.threats.balls import L2
 class SmoothedNet(nn.Module):
     """log mean_i softmax(model(x + sigma * n_i)) over `num` noises n_i ~ N(0, I) that are always the same.
 
-    What a user of randomised smoothing runs, with the mean probability instead of the vote so that it has gradients;
-    the same noises for all inputs keep it a plain function of each example. x (B, *X) -> log-probabilities (B, K).
+    A stand-in for the classifier that the certificate is about (the vote over endless noise): the mean probability has
+    gradients, and the same few noises for all inputs keep it a plain function of each example.
+    x (B, *X) -> log-probabilities (B, K).
     Source: Salman 2019, "Provably robust deep learning via adversarially trained smoothed classifiers", eq. 6.
 
     >>> SmoothedNet(nn.Linear(4, 3), 0.5)(torch.rand(2, 4)).exp().sum(1)
     tensor([1.0000, 1.0000], grad_fn=<SumBackward1>)
     """
 
-    def __init__(self, model: nn.Module, sigma: float, num: int = 16) -> None:
+    def __init__(self, model: Any, sigma: float, num: int = 16) -> None:
         super().__init__()
         if not 0 < sigma < float("inf") or num < 1:
             raise ValueError(f"smoothing needs a noise sigma > 0 in input units and copies; got {sigma} and {num}")
@@ -47,7 +48,9 @@ class SmoothingBound:
     """`smoothing.certify` as a certificate for `evaluate`: (model, x, y, threat) -> (B,), above 0 where certified.
 
     The value is 1 or -1: the certificate speaks about a radius, not about a margin. `base` is the network under
-    the noise; the model that is given is left aside. Each input keys its own noise, so no batch matters.
+    the noise; the model that is given is left aside. The certificate is about the vote over endless noise, true with
+    probability 1 - alpha for each example; a network that stands in for it is another one, so nothing is spared.
+    Each input keys its own noise, so no batch matters.
     Raises ValueError for a threat that is not L2.
     """
 
@@ -56,6 +59,7 @@ class SmoothingBound:
     num_select: int = 100
     num_estimate: int = 1000
     alpha: float = 0.001
+    spares: ClassVar[bool] = False
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
         if not isinstance(threat, L2):

@@ -17,6 +17,11 @@ Certify = Callable[[Model, Inputs, Tensor, ThreatModel], Tensor]
 """(model, x, y, threat) -> (B,): a margin (logit of y minus the largest other) that no permitted change goes below."""
 
 
+def spares(certify: Certify | None) -> bool:
+    """Whether the certificate is about the very model that is attacked, so that what it vouches for needs no attack."""
+    return getattr(certify, "spares", True)
+
+
 def certified(batch: Batch, rows: Tensor, certify: Certify) -> Tensor:
     """(b,) bool: the bound of the margin is above 0. Raises ValueError for a bound of another shape."""
     x, y, threat = take(batch.x, rows), batch.y[rows], take(batch.threat, batch.number[rows])

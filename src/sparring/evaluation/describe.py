@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -95,3 +96,10 @@ def digest_of_model(model: Any) -> str:
         return f"no Module: {name_of(model)}"
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     return digest(str(model), tensors)
+
+
+@functools.cache
+def digest_of_package() -> str:
+    """SHA-256 of Sparring's own source: the same version number may stand for other code in a checkout."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return digest(*(file.read_text(encoding="utf-8") for file in files))

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sparring.evaluation.bounds import Certify, certified
+from sparring.evaluation.bounds import Certify, certified, spares
 from sparring.evaluation.parts import Part
 from sparring.evaluation.preflight import check_labels
 from sparring.evaluation.verify import AttackRecord, Batch, MakeAttack, Trial, attempt, new_record, predict
 from sparring.objectives import margin
 from sparring.threats.base import ThreatModel
-from sparring.types import Cost
+from sparring.types import Cost, take
 
 Tell = Callable[[int, str, Cost], None]
 """Called before each stage of a batch with its number, what it runs, and the cost of the batch so far."""
@@ -94,7 +94,9 @@ class _Judge:
         logits, cost = predict(batch.model, batch.x, batch.seed + int(batch.number[0]))
         check_labels(batch.y, logits)
         self._pay(cost)
-        self.clean_margin = -margin.score(logits, batch.y)
+        # of a margin that is almost nothing no share can be told: such an example counts as near the boundary
+        spread = logits.amax(1) - logits.amin(1)
+        self.clean_margin = torch.maximum(-margin.score(logits, batch.y), 0.01 * spread)
         prediction, confidence = _top(logits)
         robust = (prediction == batch.y) & logits.isfinite().all(1)
         self.table = {
@@ -111,7 +113,8 @@ class _Judge:
     def _attack(self, record: AttackRecord) -> None:
         """One attack on what stands and is not certified; the table is updated."""
         table, batch = self.table, self.batch
-        rows = _near(record, (table["robust"] & ~table["certified"]).nonzero()[:, 0], table["margin_left"])
+        spared = table["certified"] if spares(self.plan.certify) else torch.zeros_like(table["certified"])
+        rows = _near(record, (table["robust"] & ~spared).nonzero()[:, 0], table["margin_left"])
         if not len(rows):
             return
         trial = attempt(batch, record, rows)
@@ -129,14 +132,16 @@ class _Judge:
 
     def _curve(self, records: Sequence[AttackRecord]) -> None:
         """Which examples stand at each radius: downwards from what fell, upwards from what stands."""
-        table = self.table
+        table, radius = self.table, take(self.batch.threat, self.batch.number).radius
         stands_at = {1.0: table["robust"].clone()}
         for below in (True, False):
             stands, left = table["robust"].clone(), table["margin_left"].clone()
             for factor in sorted((f for f in self.plan.factors if (f < 1) == below), reverse=below):
                 if below:  # other points are permitted there; upwards the old ones stay permitted
                     left = table["correct"].to(left)
-                rows = (table["correct"] & ~stands if below else stands).nonzero()[:, 0]
+                # what fell to a small change has fallen at every radius that permits it
+                fell = ~stands & (table["size"] > factor * radius) if below else stands
+                rows = (table["correct"] & fell).nonzero()[:, 0]
                 stands[rows] = True  # until an attack says otherwise
                 for record in records:
                     self._say(f"{record.name} at {factor:g} times the radius")

@@ -117,6 +117,8 @@ def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
     """Adds everything up."""
     table, threat = total.columns, plan.threat
     correct, robust, num = table["correct"], table["robust"], len(table["label"])
+    contradicted = table["certified"] & ~robust
+    table["certified"] = table["certified"] & robust
     right, left = int(correct.sum()), int(robust.sum())
     records = [record.counting(counts) for record, counts in zip(plan.records, total.attacks, strict=True)]
     on_curve = [record.counting(counts) for record, counts in zip(plan.curve_records, total.curve_attacks, strict=True)]
@@ -132,7 +134,9 @@ def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
         curve=curve if plan.factors else [],
         curve_attacks=[record.name for record in plan.curve_records] if plan.factors else [],
         per_class=_per_class(table["label"], correct, robust), table=table, gallery=total.gallery,
-        findings=total.findings + [_rejected(r) for r in (*records, *on_curve) if any(r.rejected.values())],
+        findings=total.findings
+        + [_rejected(r) for r in (*records, *on_curve) if any(r.rejected.values())]
+        + ([_contradicted(int(contradicted.sum()))] if contradicted.any() else []),
         cost=total.cost, seconds=total.seconds,
     )  # fmt: skip
 
@@ -145,7 +149,18 @@ def _settings(certify: Certify) -> Any:
 def _rejected(record: AttackRecord) -> Finding:
     counts = {name: n for name, n in record.rejected.items() if n}
     sentence = f"{record.name}: {sum(counts.values())} results did not hold when checked and were not counted."
-    return Finding("rejected results", sentence, counts)
+    if not record.rejected["not_finite"]:
+        return Finding("rejected results", sentence, counts)
+    sentence += " Some had outputs that are not finite: what such a model does there cannot be called right."
+    return Finding("rejected results", sentence, counts, "suspect", "Find out where the model overflows, and mend it.")
+
+
+def _contradicted(count: int) -> Finding:
+    sentence = (
+        f"Attacks broke {count} examples for which the certificate vouches. It is about another classifier than the "
+        "one attacked (for smoothing: the vote over endless noise, against a mean over few), and these are not counted."
+    )
+    return Finding("certificate contradicted", sentence, {"examples": count}, "suspect", "Smooth with more copies.")
 
 
 def _per_class(label: Tensor, correct: Tensor, robust: Tensor) -> list[dict[str, Any]]:

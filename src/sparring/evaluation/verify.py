@@ -119,7 +119,7 @@ def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.
         raise TypeError(f"{record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
     z = result.z.detach()
     x_adv = threat.realize(x, z)
-    logits, cost = predict(batch.model, x_adv, noise.seed)
+    logits, cost = predict(batch.model, x_adv, noise.seed ^ 0x2545F491)  # other draws than the attack has seen
     lost = logits.argmax(1) != y
     goal = part_of(attack, "objective")  # a targeted claim is judged by its own goal
     again = lost if goal is None else goal.reached(logits, y)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.evaluation.describe import describe, digest, digest_of_model
+from sparring.evaluation.describe import describe, digest, digest_of_model, digest_of_package
 from sparring.evaluation.findings import Finding
 from sparring.evaluation.judge import Plan, judge
 from sparring.evaluation.parts import Part
@@ -114,5 +114,5 @@ def settings_of(plan: Plan, model: Model, seed: int, about: str) -> dict[str, An
         "about": about, "model": digest_of_model(model), "threat": describe(plan.threat, exact=True), "seed": seed,
         "attacks": told(plan.records), "curve_attacks": told(plan.curve_records), "curve": list(plan.factors),
         "certify": describe(plan.certify, exact=True), "gallery_size": plan.gallery_size,
-        "sparring": version("sparring"), "torch": torch.__version__,
+        "sparring": version("sparring"), "code": digest_of_package(), "torch": torch.__version__,
     }  # fmt: skip
