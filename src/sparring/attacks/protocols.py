@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
 from sparring.threats.l1 import L1
@@ -37,6 +39,11 @@ def fast(threat: ThreatModel) -> str:
     (Gao 2022, "MM attack"), spending by difficulty (Liu 2022, "A3"); the smoothed backward pass is ours. L1 balls get
     sparse steps, and more of Square. Threats that are no ball: PGD on two losses.
     """
+    if not bool(torch.as_tensor(threat.radius).isfinite().all()):
+        raise ValueError(
+            "the radius is infinite, so every input may become any other and robust accuracy says nothing; the default "
+            "attacks need a finite radius. Name others to see how far an attack has to go: --attacks fab-t"
+        )
     if isinstance(threat, L1):
         return (
             "apgd:num_steps=10,apgd:num_steps=30,objective=margin,apgd-t:num_steps=30,targets=3,near=0.7,"

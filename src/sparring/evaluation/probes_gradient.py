@@ -29,13 +29,23 @@ def vanishing(case: Case) -> list[Finding]:
     level: Level = "note"
     if gone > limits.NO_GRADIENT and gone * case.at_stake >= limits.POINTS_LOST:
         level = "invalid" if gone > limits.MOSTLY_NO_GRADIENT and not _gradient_free(case) else "suspect"
-    sentence = (
-        f"Of the sampled examples, {numbers['no_margin_gradient']:.1%} have no gradient of the margin, "
-        f"{numbers['no_loss_gradient']:.1%} none of the cross-entropy, and for {numbers['lost']:.1%} the cross-entropy "
-        f"is rounded to 0. {'Only the cross-entropy was climbed' if only_loss else 'The margin was climbed, too'}. "
-        "Where there is no gradient, an attack cannot move, and what it leaves standing is not robust."
-    )
-    step = "Climb the margin or DLR, run Square, and look for rounding, hard decisions or saturation in the model."
+    told = {
+        "no gradient of the margin": numbers["no_margin_gradient"],
+        "no gradient of the cross-entropy": numbers["no_loss_gradient"],
+        "a cross-entropy that is rounded to 0": numbers["lost"],
+    }
+    seen = ", ".join(f"{share:.1%} have {what}" for what, share in told.items() if share)
+    sentence = f"Of the sampled examples, {seen}. "
+    if level == "note":
+        sentence += (
+            "The attacks climbed a loss that still moves, or hardly anything stands: the number does not hang on it."
+        )
+        return [Finding("vanishing_gradients", sentence, numbers, level)]
+    sentence += "Where there is no gradient, an attack cannot move, and what it leaves standing is not robust."
+    step = "Run Square, and look for rounding, hard decisions or saturation in the model."
+    if only_loss:
+        sentence += " Only the cross-entropy was climbed."
+        step = "Climb the margin or DLR. " + step
     return [Finding("vanishing_gradients", sentence, numbers, level, step)]
 
 

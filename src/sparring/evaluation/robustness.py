@@ -19,7 +19,7 @@ from sparring.evaluation.parts import Part, merge
 from sparring.evaluation.shards import joined
 from sparring.evaluation.shelf import Shelf
 from sparring.evaluation.statistics import Share, wilson
-from sparring.evaluation.verify import AttackRecord, MakeAttack
+from sparring.evaluation.verify import REJECTIONS, AttackRecord, MakeAttack
 from sparring.evaluation.walk import Progress, Walk, settings_of
 from sparring.threats.base import ThreatModel
 from sparring.types import Cost, Inputs, Model
@@ -135,7 +135,7 @@ def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
         curve_attacks=[record.name for record in plan.curve_records] if plan.factors else [],
         per_class=_per_class(table["label"], correct, robust), table=table, gallery=total.gallery,
         findings=total.findings
-        + [_rejected(r) for r in (*records, *on_curve) if any(r.rejected.values())]
+        + _rejected([r for r in (*records, *on_curve) if any(r.rejected.values())])
         + ([_contradicted(int(contradicted.sum()))] if contradicted.any() else []),
         cost=total.cost, seconds=total.seconds,
     )  # fmt: skip
@@ -146,13 +146,19 @@ def _settings(certify: Certify) -> Any:
     return None if isinstance(settings, str) else settings  # a function has none but its name
 
 
-def _rejected(record: AttackRecord) -> Finding:
-    counts = {name: n for name, n in record.rejected.items() if n}
-    sentence = f"{record.name}: {sum(counts.values())} results did not hold when checked and were not counted."
-    if not record.rejected["not_finite"]:
-        return Finding("rejected results", sentence, counts)
+def _rejected(records: list[AttackRecord]) -> list[Finding]:
+    """One finding for all attacks, at the radius and along the curve."""
+    if not records:
+        return []
+    counts = {name: n for name in REJECTIONS if (n := sum(record.rejected[name] for record in records))}
+    names = ", ".join(dict.fromkeys(record.name for record in records))
+    sentence = f"{names}: {sum(counts.values())} results did not hold when checked and were not counted."
+    if "not_finite" not in counts:
+        return [Finding("rejected results", sentence, counts)]
     sentence += " Some had outputs that are not finite: what such a model does there cannot be called right."
-    return Finding("rejected results", sentence, counts, "suspect", "Find out where the model overflows, and mend it.")
+    return [
+        Finding("rejected results", sentence, counts, "suspect", "Find out where the model overflows, and mend it.")
+    ]
 
 
 def _contradicted(count: int) -> Finding:
