@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import pickle
@@ -21,6 +19,7 @@ import pytest
 import torch
 import typer
 
+from command import call
 from sparring import cli
 
 COMMAND = [sys.executable, "-m", "sparring.cli"]
@@ -36,17 +35,7 @@ class Outcome(NamedTuple):
 
 def sparring(*arguments: str) -> Outcome:
     """Runs the command line in this process."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["sparring", *arguments]
-    code: Any = None
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = before
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return Outcome(*call(*arguments))
 
 
 # What the commands are run on ------------------------------------------------------------------------------------

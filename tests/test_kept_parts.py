@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import random
@@ -21,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import train_and_die
-from sparring import cli
+from command import call
 from sparring.evaluation import walk
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -35,21 +33,6 @@ def make():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 """
-
-
-def call(*arguments: str) -> tuple[Any, str, str]:
-    """Runs the command line in this process: exit code, output, errors."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["sparring", *arguments]
-    code: Any = None
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = before
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

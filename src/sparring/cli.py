@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -285,12 +285,16 @@ def _train(out: Path, settings: dict[str, Any], *, resume: bool, hint: str) -> N
 def _assess(subject: Any, out: Path, *, speak: bool = True, **options: Any) -> None:
     """Evaluates with a progress line, and says the result; not in the silent ones of several processes."""
     from sparring.assess import assess
+    from sparring.evaluation.stored import read_results
     from sparring.progress import ProgressLine
 
     command = shlex.join(["sparring", *sys.argv[1:]])
     if not speak:
         assess(subject, out, command=command, **options)
         return
+    with suppress(ValueError, OSError):  # none there, or one that cannot be read
+        old = read_results(out / "results.json")
+        _say(f"replacing the results in {out}: {old['threat']}, n = {old['robust_accuracy']['n']}")
     with ProgressLine(f"{options.get('name') or subject.name}: evaluating") as line:
         told: list[int] = []
 
@@ -308,7 +312,8 @@ def _assess(subject: Any, out: Path, *, speak: bool = True, **options: Any) -> N
                 _say("the finished batches are kept; the same command goes on with them")
             raise
     assert record is not None  # only silent processes get none
-    for finding in record["findings"]:
+    worst_first = ("invalid", "suspect", "note")
+    for finding in sorted(record["findings"], key=lambda finding: worst_first.index(finding["level"])):
         next_step = f" {finding['next_step']}" if finding["next_step"] else ""
         _say(f"{finding['level']}: {finding['sentence']}{next_step}")
     clean, robust, certified = (record[f"{kind}_accuracy"] for kind in ("clean", "robust", "certified"))
