@@ -39,13 +39,12 @@ from sparring.attacks.autoattack import apgd
 from sparring.attacks.eot import Averaged
 from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
-from sparring.data import Batches, load
-from sparring.data.images import scale
-from sparring.evaluation.findings import verdict
-from sparring.evaluation.robustness import evaluate
-from sparring.evaluation.sanity import examine, sample
-from sparring.models import build, mlp
-from sparring.objectives import cross_entropy, margin
+from sparring.checks.battery import examine, sample
+from sparring.core.objectives import cross_entropy, margin
+from sparring.evaluation.measure import evaluate
+from sparring.modalities.images import Batches, build, load, mlp
+from sparring.modalities.images.data import scale
+from sparring.results.findings import verdict
 from sparring.threats import L1, L2
 from sparring.threats.base import ThreatModel
 from sparring.training.loop import train

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from common import Lines, provenance, table
 from reference import reference
-from sparring import Ball, evaluate, runs
-from sparring.attacks.protocols import PROTOCOLS
+from sparring import Ball, evaluate
+from sparring.app import train_run as runs
+from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.text import parse_attacks
-from sparring.data import load as load_data
-from sparring.data.images import scale
+from sparring.modalities.images import load as load_data
+from sparring.modalities.images.data import scale
 from sparring.threats import L2, parse_threat
 
 CHUNK = 250

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from common import Lines, percent, provenance, table
 from sparring import Linf
-from sparring.data import Batches, load
-from sparring.data.images import scale
-from sparring.evaluation.statistics import mcnemar
-from sparring.models import build
+from sparring.modalities.images import Batches, build, load
+from sparring.modalities.images.data import scale
+from sparring.results.statistics import mcnemar
 from sparring.training.loop import train
 from sparring.training.recipes import pgd_at, standard
 from sparring.training.schedules import SCHEDULES, Ramp

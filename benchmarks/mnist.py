@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from common import Lines, provenance, share_text, table
-from sparring import runs
+from sparring.app import train_run as runs
 from sparring.attacks.text import NamedAttack
-from sparring.data import Batches, load
-from sparring.data.images import scale
-from sparring.evaluation.robustness import MakeAttack, evaluate
-from sparring.evaluation.statistics import wilson
-from sparring.model_state import attack_mode, private_rng
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.types import AttackResult, Cost
+from sparring.evaluation.measure import MakeAttack, evaluate
+from sparring.modalities.images import Batches, load
+from sparring.modalities.images.data import scale
+from sparring.results.statistics import wilson
 from sparring.threats import parse_threat
 from sparring.threats.base import ThreatModel
-from sparring.types import AttackResult, Cost
 
 STEPS = {"radius/40": 1 / 40, "radius/10": 1 / 10, "radius/3": 1 / 3}
 FRESH = 1_000_003

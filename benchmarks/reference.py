@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.types import Cost
+from sparring.core.types import Cost
 
 
 class Counting(nn.Module):

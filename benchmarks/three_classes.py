@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from sparring.data.images import load
+from sparring.modalities.images.data import load
 
 CLASSES = (3, 4, 5)
 

@@ -71,7 +71,8 @@ def main() -> None:
     file, number, place, every_batch, *arguments = sys.argv[1:]
     import torch
 
-    from sparring import cli, runs
+    from sparring.app import cli
+    from sparring.app import train_run as runs
 
     torch.set_num_threads(1)
     if every_batch == "1":

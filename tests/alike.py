@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sparring.evaluation.results import to_record
-from sparring.evaluation.robustness import Evaluation
+from sparring.evaluation.measure import Evaluation
+from sparring.results.write import to_record
 
 
 def untimed(value: Any) -> Any:

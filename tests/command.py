@@ -7,7 +7,7 @@ import io
 import sys
 from typing import Any
 
-from sparring import cli
+from sparring.app import cli
 
 
 def call(*arguments: str) -> tuple[Any, str, str]:

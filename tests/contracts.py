@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from sparring.attacks.catalogue import CATALOGUE
 from sparring.attacks.text import ATTACKS as NAMED
-from sparring.geometry import per_example
-from sparring.noise import Noise
-from sparring.objectives import cross_entropy, dlr, kl, margin
+from sparring.core.geometry import per_example
+from sparring.core.noise import Noise
+from sparring.core.objectives import cross_entropy, dlr, kl, margin
+from sparring.core.types import Attacker, take
 from sparring.threats import L1, L2, Ball, Linf
 from sparring.training.recipes import RECIPES as RECIPES
-from sparring.types import Attacker, take
 
 SHAPE = (3, 2, 5, 7)
 FLAT = (3, 11)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
-from sparring.evaluation.robustness import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, evaluate
 from sparring.threats import Linf
 
 NUM, DIM = 33, 5

@@ -18,14 +18,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from sparring import Linf
+from sparring.app.cli import app
 from sparring.attacks.text import parse_attacks
-from sparring.cli import app
-from sparring.evaluation.statistics import wilson
+from sparring.results.statistics import wilson
 from sparring.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CORE = ("types.py", "threats/balls.py", "attacks/attack.py", "attacks/catalogue.py", "training/recipes.py")
+CORE = ("core/types.py", "threats/balls.py", "attacks/loop.py", "attacks/catalogue.py", "training/recipes.py")
 
 
 class Block(NamedTuple):

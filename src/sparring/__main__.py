@@ -1,5 +1,5 @@
 """`python -m sparring` is the command `sparring`."""
 
-from sparring.cli import main
+from sparring.app.cli import main
 
 main()

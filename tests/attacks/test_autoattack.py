@@ -13,15 +13,15 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from contracts import BALLS, SHAPE, rand, seeded, stream, words
-from sparring.attacks.adaptive import APGD
 from sparring.attacks.adaptive_l1 import SparseAPGD
-from sparring.attacks.attack import Gaussian
+from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.autoattack import OnTheEdge, apgd, apgd_t
-from sparring.attacks.protocols import PROTOCOLS
+from sparring.attacks.loop import Gaussian
+from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.text import NamedAttack, parse_attacks
-from sparring.evaluation.describe import describe
-from sparring.evaluation.robustness import Evaluation, evaluate
-from sparring.objectives import cross_entropy, dlr, targeted
+from sparring.core.objectives import cross_entropy, dlr, targeted
+from sparring.evaluation.fingerprint import describe
+from sparring.evaluation.measure import Evaluation, evaluate
 from sparring.threats import L1, L2, Linf, inside
 
 DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}

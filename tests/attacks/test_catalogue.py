@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
-from sparring.attacks.attack import Attack, uniform
+from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import CATALOGUE, bim, fgsm, mi_fgsm, pgd
-from sparring.attacks.combine import Restarts
-from sparring.attacks.protocols import PROTOCOLS
+from sparring.attacks.loop import Attack, uniform
+from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.steps import Ascent
 from sparring.attacks.text import ATTACKS, DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
-from sparring.objectives import dlr, kl, margin
+from sparring.core.objectives import dlr, kl, margin
 from sparring.threats import L1, L2, Linf
 
 LABELS = torch.tensor([2, 0, 3])

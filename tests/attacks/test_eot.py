@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, rand, seeded, sentences, stream, words
 from sparring.attacks.adaptive_l1 import ShrinkingRadius
-from sparring.attacks.attack import Attack, Null, Problem, Seen
+from sparring.attacks.around import EachTarget, Restarts
 from sparring.attacks.autoattack import apgd, apgd_t
 from sparring.attacks.catalogue import bim, pgd
-from sparring.attacks.combine import EachTarget, Restarts
 from sparring.attacks.eot import Averaged, MeanOver
 from sparring.attacks.fab import fab_t
+from sparring.attacks.loop import Attack, Null, Problem, Seen
 from sparring.attacks.smooth import SmoothBackward
 from sparring.attacks.square import square
-from sparring.objectives import TargetedDLR, cross_entropy, dlr, kl, margin, targeted
+from sparring.core.objectives import TargetedDLR, cross_entropy, dlr, kl, margin, targeted
+from sparring.core.types import Cost, take
 from sparring.threats import L1, L2, Linf, inside
-from sparring.types import Cost, take
 
 LABELS = torch.tensor([2, 0, 3])
 

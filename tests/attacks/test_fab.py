@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from contracts import BALLS, BOXES, NUM_CLASSES, SHAPE, rand, seeded, sentences, stream, words
 from sparring.attacks.fab import FAB, fab, fab_t
 from sparring.attacks.hyperplane import closest_plane, onto_plane, step_beyond
-from sparring.evaluation.robustness import evaluate
-from sparring.geometry import per_example
-from sparring.objectives import margin
+from sparring.core.geometry import per_example
+from sparring.core.objectives import margin
+from sparring.core.types import AttackResult, Cost, take
+from sparring.evaluation.measure import evaluate
 from sparring.threats import Ball, Linf, inside
-from sparring.types import AttackResult, Cost, take
 
 NORMS: dict[str, float] = {"Linf": math.inf, "L2": 2, "L1": 1}
 DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}

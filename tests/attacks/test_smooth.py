@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded, stream
-from sparring.attacks.adaptive import APGD
-from sparring.attacks.attack import Attack
+from sparring.attacks.around import Restarts
+from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.autoattack import apgd
 from sparring.attacks.catalogue import pgd
-from sparring.attacks.combine import Restarts
+from sparring.attacks.loop import Attack
 from sparring.attacks.smooth import Corner, SmoothBackward, _SmoothBackward, smooth
-from sparring.objectives import cross_entropy, dlr, margin
+from sparring.core.objectives import cross_entropy, dlr, margin
+from sparring.core.types import Cost, take
 from sparring.threats import L1, L2, Linf, inside
-from sparring.types import Cost, take
 
 LABELS = torch.tensor([2, 0, 3])
 V = (6 * rand(5, 9, seed=3) - 3).contiguous()
@@ -151,7 +151,7 @@ def test_two_layers_by_hand(name: str) -> None:
     signal = net.b.weight[rival] - net.b.weight[LABELS]
     want = ((signal * torch.sigmoid(7.0 * v)) @ net.a.weight).detach()
     step = pgd(L2(0.01, low=None, high=None), num_steps=1, step=1.0, objective=margin, keep="last")
-    from sparring.attacks.attack import Null
+    from sparring.attacks.loop import Null
 
     attack = Attack(threat=step.threat, rule=step.rule, num_steps=1, objective=margin, start=Null(), keep="last")  # type: ignore[attr-defined]
     z = SmoothBackward(attack, 7.0)(net, x, LABELS).z.flatten(1)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, WANTED, rand, seeded, stream
 from sparring import L1, L2, Linf, Noise, pgd
-from sparring.attacks.attack import Attack, Null, Problem, Seen, uniform
+from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import bim
-from sparring.attacks.combine import Restarts
+from sparring.attacks.loop import Attack, Null, Problem, Seen, uniform
 from sparring.attacks.sparse import slide
 from sparring.attacks.steps import SparseAscent
-from sparring.objectives import margin
+from sparring.core.objectives import margin
+from sparring.core.types import Attacker, take
 from sparring.threats import inside
-from sparring.types import Attacker, take
 
 LABELS = torch.tensor([2, 0, 3])
 

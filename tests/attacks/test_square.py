@@ -15,15 +15,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, rand, seeded, sentences, stream, words
-from sparring.attacks.combine import Restarts
+from sparring.attacks.around import Restarts
 from sparring.attacks.square import HALVINGS, Square, square
 from sparring.attacks.squares import cells, chessboard, grid, humps, moved, proposal, start, window
-from sparring.evaluation.robustness import evaluate
-from sparring.noise import Noise
-from sparring.objectives import margin
+from sparring.core.noise import Noise
+from sparring.core.objectives import margin
+from sparring.core.types import AttackResult, Cost, take
+from sparring.evaluation.measure import evaluate
 from sparring.threats import L2, Ball, Linf, inside
 from sparring.threats.l1 import L1
-from sparring.types import AttackResult, Cost, take
 
 LABELS = torch.tensor([2, 0, 3])
 KINDS: dict[str, tuple[type[Ball], float]] = {"Linf": (Linf, 0.1), "L2": (L2, 0.5), "L1": (L1, 2.0)}

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from contracts import FLAT, SHAPE, rand, seeded, stream, words_case
 from sparring import pgd
 from sparring.certify import RULES, interval_margin, propagate, supported
-from sparring.models import Normalize, mlp
-from sparring.models.images import Block, GlobalMean
-from sparring.objectives import margin
+from sparring.core.objectives import margin
+from sparring.modalities.images import Normalize, mlp
+from sparring.modalities.images.models import Block, GlobalMean
 from sparring.threats import L1, L2, Ball, Linf, inside
 
 NORMS: dict[str, tuple[type[Ball], float]] = {"linf": (Linf, 0.02), "l2": (L2, 0.15), "l1": (L1, 0.6)}

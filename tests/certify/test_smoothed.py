@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
 from sparring.certify import SmoothedNet, SmoothingBound
-from sparring.evaluation.robustness import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, evaluate
 from sparring.threats import L2, Linf
 
 X = rand(40, 6, seed=3).float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contracts import SHAPE, rand, seeded, stream
 from sparring.certify import Certificate, Smoothed, certified, certify, lower_bound, predict
-from sparring.types import Cost
+from sparring.core.types import Cost
 
 SIGMA = 0.4
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from contracts import rand
-from sparring.evaluation.findings import Finding
+from sparring.core.types import Cost
 from sparring.evaluation.parts import Part, merge, read_part, write_part
 from sparring.evaluation.shelf import Key, OtherSettings, Shelf
-from sparring.types import Cost
+from sparring.results.findings import Finding
 
 KEY = {"settings": {"seed": 0}, "number": 1}
 

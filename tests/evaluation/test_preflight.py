@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks.catalogue import pgd
+from sparring.core.objectives import margin
 from sparring.evaluation.preflight import PreflightError, preflight
-from sparring.models import MODELS, build
-from sparring.objectives import margin
+from sparring.modalities.images import MODELS, build
 from sparring.threats import L2, Linf
 
 X = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contracts import BALLS, SHAPE, THREATS, rand, stream
-from sparring.noise import Noise
+from sparring.core.noise import Noise
 from sparring.threats import L2, Ball, Linf, check_threat, format_threat, inside, parse_threat
 
 

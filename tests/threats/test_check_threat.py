@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contracts import SHAPE, BagOfWords, rand, seeded, sentences, stream, words
-from sparring.noise import Noise
+from sparring.core.noise import Noise
 from sparring.threats import L2, Linf, ThreatModel, check_threat, inside
 
 

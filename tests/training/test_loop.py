@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
-from sparring.data import Batches
+from sparring.modalities.images import Batches
 from sparring.threats import Linf
 from sparring.training.guard import trouble
 from sparring.training.loop import TrainingResult, TrainingState, train

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, NUM_WORDS, RECIPES, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from sparring.attacks.catalogue import pgd
-from sparring.model_state import private_rng
-from sparring.noise import Noise
+from sparring.core.model_state import private_rng
+from sparring.core.noise import Noise
 from sparring.threats import L2, Linf
 from sparring.training.recipes import Mixed, Standard, mixed, pgd_at, standard, trades
 from sparring.training.schedules import at_radius

@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.attacks.attack import Attack, Given, Problem, Seen
+from sparring.attacks.loop import Attack, Given, Problem, Seen
 from sparring.attacks.steps import step_length
-from sparring.geometry import per_example
-from sparring.noise import Noise
+from sparring.core.geometry import per_example
+from sparring.core.noise import Noise
+from sparring.core.types import AttackResult, Inputs, Model, take
 from sparring.threats.base import at_factor
-from sparring.types import AttackResult, Inputs, Model, take
 
 
 class _SparseClimb(NamedTuple):

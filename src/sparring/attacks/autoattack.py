@@ -11,18 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from sparring.attacks.adaptive import APGD
 from sparring.attacks.adaptive_l1 import ShrinkingRadius, SparseAPGD
-from sparring.attacks.attack import Attack, Gaussian, Start, StepRule
-from sparring.attacks.combine import EachTarget, Restarts
+from sparring.attacks.around import EachTarget, Restarts
+from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.eot import Averaged
-from sparring.geometry import per_example
-from sparring.noise import Noise
-from sparring.objectives import Objective, cross_entropy, targeted
+from sparring.attacks.loop import Attack, Gaussian, Start, StepRule
+from sparring.core.geometry import per_example
+from sparring.core.noise import Noise
+from sparring.core.objectives import Objective, cross_entropy, targeted
+from sparring.core.types import Attacker, Inputs
 from sparring.threats.balls import L2
 from sparring.threats.base import ThreatModel
 from sparring.threats.l1 import L1
-from sparring.types import Attacker, Inputs
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sparring.attacks.attack import Attack, Keep, Start, StepRule, null, uniform
-from sparring.attacks.combine import Restarts
+from sparring.attacks.around import Restarts
+from sparring.attacks.loop import Attack, Keep, Start, StepRule, null, uniform
 from sparring.attacks.steps import Ascent, RawAscent
-from sparring.objectives import Objective, cross_entropy, targeted
+from sparring.core.objectives import Objective, cross_entropy, targeted
+from sparring.core.types import Attacker
 from sparring.threats.base import ThreatModel
-from sparring.types import Attacker
 
 
 def gradient_ascent(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.attacks.combine import part_of, seeking
-from sparring.model_state import attack_mode
-from sparring.noise import Noise
-from sparring.objectives import Objective
-from sparring.types import AttackResult, Cost, Inputs, Model, take
+from sparring.attacks.around import part_of, seeking
+from sparring.core.model_state import attack_mode
+from sparring.core.noise import Noise
+from sparring.core.objectives import Objective
+from sparring.core.types import AttackResult, Cost, Inputs, Model, take
 
 
 @dataclass(frozen=True)

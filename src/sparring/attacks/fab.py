@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.hyperplane import closest_plane, step_beyond
-from sparring.geometry import per_example
-from sparring.model_state import attack_mode, private_rng
-from sparring.noise import Noise
-from sparring.objectives import margin
+from sparring.core.geometry import per_example
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
+from sparring.core.objectives import margin
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
 from sparring.threats.balls import L2, Ball, Linf
 from sparring.threats.l1 import L1
-from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
 
 _NORMS: dict[type[Ball], float] = {Linf: math.inf, L2: 2, L1: 1}
 

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparring.attacks.adaptive import APGD
-from sparring.attacks.attack import Attack
-from sparring.attacks.combine import Restarts
-from sparring.geometry import per_example
-from sparring.model_state import attack_mode
-from sparring.noise import Noise
-from sparring.objectives import Objective, margin
+from sparring.attacks.around import Restarts
+from sparring.attacks.auto_pgd import APGD
+from sparring.attacks.loop import Attack
+from sparring.core.geometry import per_example
+from sparring.core.model_state import attack_mode
+from sparring.core.noise import Noise
+from sparring.core.objectives import Objective, margin
+from sparring.core.types import Attacker, AttackResult, Inputs, Model, take
 from sparring.threats.base import ThreatModel
-from sparring.types import Attacker, AttackResult, Inputs, Model, take
 
 _IN_PLACE: tuple[Callable[..., Any], ...] = (torch.relu_, Tensor.relu_)
 _RELU: tuple[Callable[..., Any], ...] = (torch.relu, F.relu, Tensor.relu, *_IN_PLACE)

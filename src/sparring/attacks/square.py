@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.attacks.combine import Restarts
+from sparring.attacks.around import Restarts
 from sparring.attacks.squares import grid, proposal, start
-from sparring.geometry import per_example
-from sparring.model_state import attack_mode, private_rng
-from sparring.noise import Noise
-from sparring.objectives import margin
+from sparring.core.geometry import per_example
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
+from sparring.core.objectives import margin
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
 from sparring.threats.balls import L2, Linf
 from sparring.threats.base import ThreatModel
 from sparring.threats.l1 import L1
-from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of a window halves after these queries."""

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.geometry import per_example
-from sparring.noise import Noise
+from sparring.core.geometry import per_example
+from sparring.core.noise import Noise
 from sparring.threats.balls import L2, Ball, Linf
 
 

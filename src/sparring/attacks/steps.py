@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparring.attacks.attack import Problem, Seen
-from sparring.geometry import per_example
+from sparring.attacks.loop import Problem, Seen
+from sparring.core.geometry import per_example
 from sparring.threats.balls import Ball
 
 

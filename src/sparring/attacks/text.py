@@ -10,14 +10,14 @@ from typing import Any
 from sparring.attacks.autoattack import apgd, apgd_t
 from sparring.attacks.catalogue import CATALOGUE
 from sparring.attacks.fab import fab, fab_t
-from sparring.attacks.protocols import PROTOCOLS
+from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.smooth import smooth
 from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
-from sparring.objectives import Objective, cross_entropy, dlr, kl, margin
+from sparring.core.objectives import Objective, cross_entropy, dlr, kl, margin
+from sparring.core.types import Attacker
 from sparring.threats.balls import Linf
 from sparring.threats.base import ThreatModel
-from sparring.types import Attacker
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
 

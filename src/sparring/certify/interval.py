@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparring.certify import rules
-from sparring.geometry import per_example
-from sparring.model_state import attack_mode
+from sparring.core.geometry import per_example
+from sparring.core.model_state import attack_mode
 from sparring.threats import L1, L2, Ball, Linf
 
 ORDERS: dict[type, float] = {Linf: math.inf, L2: 2.0, L1: 1.0}

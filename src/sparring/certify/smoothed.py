@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.certify.smoothing import certified, certify
-from sparring.noise import Noise
+from sparring.core.noise import Noise
 from sparring.threats.balls import L2
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.model_state import attack_mode, private_rng
-from sparring.noise import Noise
-from sparring.types import Cost, Model, take
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
+from sparring.core.types import Cost, Model, take
 
 BLOCK = 100
 """Copies per draw of the noise: fixed, so that the votes do not depend on the batch size."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.types import Inputs, Model, device_of, map_inputs, take
 from sparring.evaluation.verify import Batch
-from sparring.model_state import attack_mode, private_rng
 from sparring.threats.base import ThreatModel
-from sparring.types import Inputs, Model, device_of, map_inputs, take
 
 Certify = Callable[[Model, Inputs, Tensor, ThreatModel], Tensor]
 """(model, x, y, threat) -> (B,): a margin (logit of y minus the largest other) that no permitted change goes below."""

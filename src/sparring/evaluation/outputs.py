@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.types import Model
+from sparring.core.types import Model
 
 
 class LogProbabilities(nn.Module):

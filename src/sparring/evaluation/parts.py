@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring.evaluation.findings import Finding
-from sparring.files import write_atomically
-from sparring.types import Cost
+from sparring.core.files import write_atomically
+from sparring.core.types import Cost
+from sparring.results.findings import Finding
 
 _log = logging.getLogger("sparring")
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.evaluation.findings import Finding
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.objectives import cross_entropy, margin
+from sparring.core.types import Inputs, Model, device_of, plain, size, take
 from sparring.evaluation.outputs import LogProbabilities, TwoLogits, are_probabilities, is_probability
-from sparring.model_state import attack_mode, private_rng
-from sparring.objectives import cross_entropy, margin
+from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
-from sparring.types import Inputs, Model, device_of, plain, size, take
 
 
 class PreflightError(ValueError):

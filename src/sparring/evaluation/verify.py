@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.attacks.attack import Attack
-from sparring.attacks.combine import part_of
-from sparring.evaluation.describe import describe, name_of
-from sparring.model_state import attack_mode, private_rng
-from sparring.noise import Noise
+from sparring.attacks.around import part_of
+from sparring.attacks.loop import Attack
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
+from sparring.evaluation.fingerprint import describe, name_of
 from sparring.threats.base import ThreatModel, at_factor, inside
-from sparring.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
 
 MakeAttack = Callable[[ThreatModel], Attacker]
 COUNTS = ("ran_on", "broke", "standing_after", "skipped", "seconds", "rejected")

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from sparring.files import write_text
+from sparring.core.files import write_text
 from sparring.report import plots, words
 from sparring.report.account import Cascade, Margins, bracket, cascade, margins, worst_first
 from sparring.report.compare import compare

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparring.files import read_json
+from sparring.core.files import read_json
 
 SCHEMA = "sparring.results/1"
 LEVELS = {"note": "TRUSTED", "suspect": "SUSPECT", "invalid": "INVALID"}

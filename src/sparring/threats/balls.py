@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparring import geometry
-from sparring.noise import Noise
-from sparring.types import take
+from sparring.core import geometry
+from sparring.core.noise import Noise
+from sparring.core.types import take
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sparring.geometry import per_example
-from sparring.noise import Noise
-from sparring.types import Inputs, device_of, size, take
+from sparring.core.geometry import per_example
+from sparring.core.noise import Noise
+from sparring.core.types import Inputs, device_of, size, take
 
 
 @runtime_checkable

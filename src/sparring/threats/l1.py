@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring import geometry
-from sparring.noise import Noise
+from sparring.core import geometry
+from sparring.core.noise import Noise
 from sparring.threats.balls import Ball
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from sparring.noise import Noise
+from sparring.core.noise import Noise
+from sparring.core.types import Inputs, Model, size
 from sparring.training.guard import trouble
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule, at_radius
 from sparring.training.weights import averaged_copy
-from sparring.types import Inputs, Model, size
 
 Validate = Callable[[Model], Mapping[str, float]]
 Weights = dict[str, Tensor]

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.attack import Attack, Gaussian, uniform
+from sparring.attacks.loop import Attack, Gaussian, uniform
 from sparring.attacks.steps import Ascent
-from sparring.model_state import CraftMode, attack_mode
-from sparring.noise import Noise
-from sparring.objectives import kl
+from sparring.core.model_state import CraftMode, attack_mode
+from sparring.core.noise import Noise
+from sparring.core.objectives import kl
+from sparring.core.types import Attacker, Inputs, Model, map_inputs, size, take
 from sparring.threats.base import ThreatModel
-from sparring.types import Attacker, Inputs, Model, map_inputs, size, take
 
 
 class Recipe(Protocol):

@@ -1,0 +1,1 @@
+"""The command: settings, run folders, evaluation folders, progress."""

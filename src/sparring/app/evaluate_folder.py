@@ -1,0 +1,199 @@
+"""Evaluating a model into a folder: results.json, examples.csv, gallery.npz and report.html."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparring.app import train_run as runs
+from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
+from sparring.certify import SmoothedNet, SmoothingBound, interval_margin, supported
+from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.evaluation.preflight import preflight
+from sparring.evaluation.shards import local_device, rank_here
+from sparring.evaluation.shelf import OtherSettings, Shelf
+from sparring.modalities.images import Batches, build, from_file, load_weights, scale
+from sparring.modalities.images import load as load_data
+from sparring.report import write_report
+from sparring.results.findings import Finding
+from sparring.results.write import write_results
+from sparring.threats import L1, L2, Linf, parse_threat
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated, and what its results should say about it."""
+
+    model: nn.Module
+    name: str
+    architecture: str
+    weights: Path | None
+    training: dict[str, Any] | None
+
+
+def from_run(run: Path, which: str = "best", model_file: str | None = None) -> Subject:
+    """The model of a run folder; see `runs.load` for `model_file`."""
+    config = runs.read_config(run)
+    model, weights = runs.load(run, which, model=model_file), run / f"{which}.safetensors"
+    training = runs.training_record(run, which) if (run / "training.json").exists() else None
+    return Subject(model, run.resolve().name, str(config.model), weights, training)
+
+
+def from_weights(model: str, weights: Path | None, data: str) -> Subject:
+    """The model of a user's file ("file.py:function") or a known name, with the weights of a file."""
+    if ":" in model:
+        built = from_file(model)
+    else:
+        dataset = load_data(data)
+        built = build(model, dataset.shape, dataset.num_classes, 0)
+    if weights:
+        load_weights(built, weights)
+    elif ":" not in model:
+        raise ValueError(f"--model {model} without --weights is a network that has learned nothing")
+    return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
+
+
+def assess(
+    subject: Subject,
+    out: Path,
+    *,
+    data: str,
+    threat: str,
+    split: str = "test",
+    attacks: Sequence[NamedAttack] | None = None,
+    num_examples: int = 1000,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: str = "auto",
+    certify: str = "auto",
+    smooth: float | None = None,
+    sanity: bool = True,
+    command: str | None = None,
+    name: str | None = None,
+    observe: Callable[[Progress], object] | None = None,
+) -> dict[str, Any] | None:
+    """Evaluates on the first `num_examples` of a split, writes the folder, and returns what results.json holds.
+
+    attacks: by default the fast verdict. The security curve runs them with one restart each, and without the costly
+    ones (FAB, Square, and what is kept for a few near examples). certify: auto, interval or none. smooth: judge the
+    model under that much Gaussian noise instead, certified by randomised smoothing (L2 only). sanity: whether the
+    battery looks for signs that the number is too high. Finished batches lie in `out`/parts until all is done: a call
+    with the same settings goes on there. Where torch.distributed is initialised the processes share the work; the
+    first writes, the others return None. Raises ValueError (PreflightError among them), OSError, RuntimeError.
+    """
+    if not 0 <= seed <= 2**31:
+        raise ValueError(f"the seed must be between 0 and 2^31; got {seed}")
+    for count, what in ((num_examples, "the number of examples"), (batch_size, "the batch size")):
+        if count < 1:
+            raise ValueError(f"{what} must be at least 1; got {count}")
+    dataset, on = load_data(data), local_device(runs.pick_device(device))
+    sides = {"test": (dataset.x_test, dataset.y_test), "train": (dataset.x_train, dataset.y_train)}
+    if split not in sides:
+        raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
+    x, y = (part[:num_examples].to(on) for part in sides[split])
+    model, ball, batches = subject.model.to(on), parse_threat(threat), Batches(x, y, batch_size)
+    first = preflight(model, *next(iter(batches)), ball)
+    bound, no_certificate = _certificate(certify, first.model, ball, smooth)
+    model = SmoothedNet(first.model, smooth) if smooth else model  # else `evaluate` wraps it, and tells
+    attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
+    digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
+    shelf = Shelf(out / "parts", {})
+    evaluation = _evaluate(
+        shelf, model, batches, ball, attacks, seed=seed, certify=bound, observe=observe,
+        curve_attacks=_for_curve(attacks),
+        about=json.dumps([dataset.name, split, len(y), batch_size, digest, _code(subject.architecture)]),
+    )  # fmt: skip
+    if rank_here():
+        return None
+    evaluation.findings += first.findings if smooth else ()
+    names = list(dataset.class_names)
+    if len(seen := y.unique()) < dataset.num_classes:
+        sentence = f"Only {len(seen)} of {dataset.num_classes} classes occur in the {len(y)} examples that were tried."
+        evaluation.findings.append(Finding("missing classes", sentence, {"seen": len(seen)}))
+    checks = None
+    if sanity:
+        if observe:
+            observe(Progress(len(y), len(batches), 0, evaluation.cost, "sanity checks", 1.0))
+        checks = _sanity(model, scale(x), y, ball, evaluation, seed)
+    record = write_results(
+        out, evaluation, class_names=names, name=name or subject.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
+        model={
+            "name": subject.architecture,
+            "parameters": sum(p.numel() for p in subject.model.parameters()),
+            "weights": str(subject.weights) if subject.weights else None,
+            "sha256": digest,
+            "smooth": smooth,
+        },
+        data={"name": dataset.name, "split": split, "shape": list(dataset.shape), "class_names": names},
+        training=subject.training, device=str(on), sanity=checks, no_certificate=no_certificate,
+    )  # fmt: skip
+    write_report([out], out / "report.html")
+    shelf.clear()
+    return record
+
+
+def _for_curve(attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
+    """What the security curve can afford at each of its radii."""
+    costly = ("fab", "fab-t", "square")
+    light = [a for a in attacks if a.name not in costly and (a.near is None or a.near >= 0.5)] or attacks
+    return [a.but(restarts=1) if "restarts" in options_of(a.name) else a for a in light]
+
+
+def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
+    """`evaluate`, going on where the shelf ends; parts of other settings are thrown away."""
+    try:
+        return evaluate(*arguments, parts=shelf.folder, **options)
+    except OtherSettings:
+        if rank_here() == 0:  # the others wait for it at the start of the second call
+            shelf.clear()
+        return evaluate(*arguments, parts=shelf.folder, **options)
+
+
+def _certificate(how: str, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:
+    """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
+    if how not in ("auto", "interval", "none"):
+        raise ValueError(f"certify={how!r}; expected auto, interval or none")
+    if smooth and type(threat) is not L2:
+        raise ValueError(f"--smooth certifies L2 radii; the threat is {type(threat).__name__}: take one such as l2:0.5")
+    if smooth and how == "interval":
+        raise ValueError("interval bounds do not reach through the noise of --smooth; leave out --certify interval")
+    if how == "none":
+        return None, "none was asked for"
+    if smooth:
+        return SmoothingBound(model, smooth), ""
+    unknown = supported(model)
+    reason = f"interval bounds have no rule for {unknown}" if unknown else ""
+    if type(threat) not in (Linf, L2, L1):
+        reason = "interval bounds know Linf, L2 and L1 balls only"
+    elif any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):
+        reason = "interval bounds need weights of float32 or float64"
+    if reason and how == "interval":
+        raise ValueError(f"{reason}; leave out --certify interval")
+    bound: Any = None if reason else interval_margin
+    return bound, reason
+
+
+def _sanity(model: nn.Module, x: Any, y: Any, threat: Any, evaluation: Evaluation, seed: int) -> dict[str, Any]:
+    """Adds what the battery finds to the findings; what it cost."""
+    from sparring.checks.battery import examine
+
+    started = time.monotonic()
+    evaluation.findings += examine(model, x, y, threat, evaluation, seed=seed)
+    return {"seconds": round(time.monotonic() - started, 3)}
+
+
+def _code(architecture: str) -> str | None:
+    """SHA-256 of the file that builds the model, when it is the user's own."""
+    path = Path(architecture.rpartition(":")[0]).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None

@@ -1,0 +1,200 @@
+"""The one attack loop: climb an objective inside a threat model, and remember what is worth keeping.
+
+Letters: B batch, *X one input, *Z one perturbation. Nothing in the loop waits for the device (no `.item()`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from sparring.core.geometry import per_example
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
+from sparring.core.objectives import Objective, cross_entropy
+from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, plain, size, take
+from sparring.threats.base import ThreatModel
+
+Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
+Keep = Literal["fooled_first", "highest_loss", "smallest_fooling", "last"]
+
+
+class Problem(NamedTuple):
+    """What a step rule may know about the task."""
+
+    threat: ThreatModel
+    x: Inputs
+    num_steps: int
+    noise: Noise
+
+
+class Seen(NamedTuple):
+    """What one look at the model showed, per example."""
+
+    loss: Tensor  # (B,)
+    reached: Tensor  # (B,) bool
+    grad: Tensor | None  # (B, *Z) of the loss; None when the rule needs none
+
+
+class StepRule(Protocol):
+    """How to climb. Rules are frozen records; what they remember between steps travels as `state`."""
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether `seen.grad` is wanted."""
+        ...
+
+    def init(self, problem: Problem, z: Tensor) -> Any:
+        """The state before the first step."""
+        ...
+
+    def step(self, problem: Problem, z: Tensor, seen: Seen, state: Any, t: int) -> tuple[Tensor, Any]:
+        """The next iterate, projected where it must stay in the set, and the next state. z (B, *Z) is not changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Null:
+    """Start at the clean input."""
+
+    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
+        return threat.null(x)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Start at a random point of the set."""
+
+    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
+        return threat.sample(x, noise)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Start close to the clean input: normal noise of standard deviation `scale`, in the units of z."""
+
+    scale: float
+
+    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
+        null = threat.null(x)
+        return threat.project(x, null + self.scale * noise.normal(null.shape[1:]).to(null))
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Start at a known z (B, *Z)."""
+
+    z: Tensor
+
+    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
+        return threat.project(x, self.z)
+
+    def take(self, index: Tensor) -> Given:
+        """The same starts for some of the examples."""
+        return Given(take(self.z, index))
+
+
+null, uniform = Null(), Uniform()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A gradient or query attack as a record; calling it runs the loop.
+
+    keep: which iterate is returned. "fooled_first": one that reaches the goal, among those (or if there is none) the
+    highest loss. "highest_loss". "smallest_fooling": the smallest that reaches the goal, else the highest loss.
+    "last": the last iterate without a look at it, one forward less; for training.
+
+    Called with a model, x (B, *X) and a target (labels (B,) or probabilities (B, K)); the model is crafted against in
+    eval mode (see `attack_mode`) and handed back untouched. `noise` defaults to seed 0 and the position in the batch.
+    Raises ValueError when the target's or the logits' shape is off or no gradient reaches z.
+
+    >>> from sparring import Linf, pgd
+    >>> model = torch.nn.Linear(4, 3)
+    >>> pgd(Linf(0.1), num_steps=3)(model, torch.rand(2, 4), torch.tensor([0, 2])).x_adv.shape
+    torch.Size([2, 4])
+    """
+
+    threat: ThreatModel
+    rule: StepRule
+    num_steps: int
+    objective: Objective = cross_entropy
+    start: Start = uniform
+    keep: Keep = "fooled_first"
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0:
+            raise ValueError(f"num_steps must not be negative; got {self.num_steps}")
+        if self.keep not in get_args(Keep):
+            raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        threat, num, device = self.threat, size(x), device_of(x)
+        noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
+        self._check(target, num)
+        with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
+            x, target = plain(x), target.detach().clone()
+            z = self.start(threat, x, noise)
+            problem = Problem(threat, x, self.num_steps, noise)
+            state = self.rule.init(problem, z)
+            best: tuple[Tensor, Seen] | None = None
+            for t in range(self.num_steps):
+                seen = self._look(frozen, x, z, target, self.rule.needs_grad)
+                best = self._better(x, z, seen, best)
+                z, state = self.rule.step(problem, z, seen, state, t)
+            if self.keep != "last":
+                best = self._better(x, z, self._look(frozen, x, z, target, False), best)
+        backwards = num * self.num_steps * self.rule.needs_grad
+        cost = Cost(num * (self.num_steps + (self.keep != "last")), backwards)
+        z, loss, reached = (z, None, None) if best is None else (best[0], best[1].loss, best[1].reached)
+        return AttackResult(threat.realize(x, z), z, threat.size(x, z), loss, reached, cost)
+
+    def take(self, index: Tensor) -> Attack:
+        """The same attack for some of the examples (per-example radii, wanted classes, starts)."""
+        parts = {name: take(getattr(self, name), index) for name in ("threat", "objective", "start")}
+        return replace(self, **parts)
+
+    def _look(self, model: Model, x: Inputs, z: Tensor, target: Tensor, needs_grad: bool) -> Seen:
+        """One forward pass, and the gradient of each example's score in its own z."""
+        z = z.detach().requires_grad_(needs_grad)
+        with torch.set_grad_enabled(needs_grad):
+            logits = model(self.threat.apply(x, z))
+            if logits.ndim != 2:
+                raise ValueError(f"the model returned shape {tuple(logits.shape)}; an attack needs logits (B, K)")
+            loss = self.objective.score(logits, target)
+        reachable = needs_grad and loss.requires_grad
+        grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0] if reachable else None
+        if needs_grad and grad is None:
+            raise ValueError(
+                "no gradient reaches the input: the model's output does not depend on it through autograd "
+                "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
+            )
+        return Seen(loss.detach(), self.objective.reached(logits.detach(), target), grad)
+
+    def _better(self, x: Inputs, z: Tensor, seen: Seen, best: tuple[Tensor, Seen] | None) -> tuple[Tensor, Seen] | None:
+        """The better of the best so far and this iterate, example by example."""
+        if self.keep == "last":
+            return None
+        seen = Seen(seen.loss, seen.reached & seen.loss.isfinite(), None)  # logits of NaN have an argmax, too
+        if best is None:
+            return z, seen
+        best_z, old = best
+        better = (seen.loss > old.loss) | (old.loss.isnan() & ~seen.loss.isnan())
+        if self.keep == "fooled_first":
+            better = (seen.reached & ~old.reached) | ((seen.reached == old.reached) & better)
+        elif self.keep == "smallest_fooling":
+            smaller = self.threat.size(x, z) < self.threat.size(x, best_z)
+            better = torch.where(seen.reached, ~old.reached | smaller, ~old.reached & better)
+        kept = Seen(torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None)
+        return torch.where(per_example(better, z), z, best_z), kept
+
+    def _check(self, target: Tensor, num: int) -> None:
+        if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
+            raise ValueError(
+                f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "
+                "expected integer labels (B,) or probabilities (B, K)"
+            )

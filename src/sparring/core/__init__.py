@@ -1,0 +1,1 @@
+"""What every room shares: records, noise, geometry, objectives, the model's state."""

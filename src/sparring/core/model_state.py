@@ -1,0 +1,70 @@
+"""Borrow a model for crafting and give it back untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sparring.core.types import Model
+
+CraftMode = Literal["eval", "train", "keep"]
+"""What BatchNorm and dropout do while crafting. "eval": running statistics, no dropout (Pang 2021: at least as good
+as "train", and the examples stay independent). "train": batch statistics and dropout; the running statistics are put
+back afterwards. "keep": whatever mode each submodule is in."""
+
+
+@contextmanager
+def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
+    """Yields the model as a plain function with the mode set and no weight gradients; all is restored at the end.
+
+    Restored, also when the body raises: every submodule's training flag, every parameter's `requires_grad`, and
+    (in the modes that may change them) the buffers. Anything that is not an `nn.Module` passes through. The yielded
+    function is no Module, so an attack called inside keeps this mode instead of setting its own.
+
+    >>> with attack_mode(nn.Dropout(0.9), "train") as frozen:
+    ...     _ = frozen(torch.ones(2, 3))
+    """
+    if mode not in ("eval", "train", "keep"):
+        raise ValueError(f"mode while crafting: got {mode!r}, expected 'eval', 'train' or 'keep'")
+    if not isinstance(model, nn.Module):
+        yield model
+        return
+    flags = [(module, module.training) for module in model.modules()]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    buffers = [] if mode == "eval" else [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        if mode != "keep":
+            model.train(mode == "train")
+        for p in learning:
+            p.requires_grad_(False)
+        yield lambda x: model(x)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for p in learning:
+            p.requires_grad_(True)
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+
+
+@contextmanager
+def private_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds the global generators for the body (stochastic models draw from them) and puts them back at the end."""
+    saved = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.random.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif saved is not None:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if saved is not None:
+                torch.mps.set_rng_state(saved)

@@ -1,0 +1,1 @@
+"""Results on disk: one format, one reader, one comparison, the gate."""

@@ -1,0 +1,391 @@
+"""Run folders: what they hold, what loads from them, what they refuse, and that no write leaves half a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import sparring
+from sparring.app import train_run as runs
+from sparring.app.settings import Experiment
+from sparring.app.train_run import pick_device, read_config, resume_run, start_run, training_record
+from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.modalities.images import build
+
+FILES = [
+    "averaged.safetensors", "best.safetensors", "checkpoint.pt", "config.json", "last.safetensors", "metrics.jsonl",
+    "training.json",
+]  # fmt: skip
+NETS = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+
+def sure():
+    return nn.Sequential(nn.Linear(5, 3), nn.Softmax(dim=1))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """60 training and 30 test vectors of 5 features, 3 classes."""
+    path, rng = tmp_path_factory.mktemp("data") / "tiny.npz", np.random.default_rng(0)
+    y = {"y_train": np.arange(60) % 3, "y_test": np.arange(30) % 3}
+    x = {f"x_{part}": rng.uniform(0, 1, (num, 5)).astype(np.float32) for part, num in (("train", 60), ("test", 30))}
+    np.savez(path, **x, **y)
+    return str(path)
+
+
+def tiny(data: str, **options: Any) -> Experiment:
+    settings = {
+        "threat": "linf:0.1", "model": "mlp", "epochs": 2, "batch_size": 9, "averaging": 0.9, "device": "cpu",
+        "recipe_options": {"num_steps": 2},
+    }  # fmt: skip
+    return Experiment(data=data, **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is over; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    start_run(tiny(data), out)
+    return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_run_leaves_these_files(finished: Path) -> None:
+    assert sorted(content(finished)) == FILES
+    ended = json.loads((finished / "training.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1] and [line["step"] for line in lines] == [6, 12]
+    assert ended["stopped"] is None and ended["last"] == lines[-1] and ended["best"] == lines[ended["best_epoch"]]
+    assert ended["epochs"] == 2 and ended["recipe"] == "pgd-at" and ended["recipe_settings"] == {"num_steps": 2}
+    assert {line["examples"] for line in lines} == {6.0}
+    record = training_record(finished, "best")
+    assert record["history"] == lines and record["checkpoint"] == "best"
+    assert set(record) == {
+        "recipe", "recipe_settings", "epochs", "seconds", "best_epoch", "best", "last", "checkpoint", "stopped",
+        "config", "history",
+    }  # fmt: skip
+
+
+def test_the_config_is_complete(data: str, finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
+    assert set(config) == {"experiment", "shape", "num_classes", "class_names"}
+    assert config["shape"] == [5] and config["num_classes"] == 3 and len(config["class_names"]) == 3
+    assert [name for name, value in config["experiment"].items() if value is None] == ["weights"]
+    assert set(config["experiment"]) == {f.name for f in dataclasses.fields(Experiment)}
+    assert read_config(finished) == tiny(data).completed((5,), "tiny")
+
+
+@pytest.mark.parametrize("which", ["best", "last", "averaged"])
+def test_weights_load_without_the_package_and_with_it(finished: Path, which: str) -> None:
+    plain = build("mlp", (5,), 3, seed=77)
+    plain.load_state_dict(load_file(finished / f"{which}.safetensors"))
+    loaded = sparring.load(finished, which)
+    x = torch.rand(4, 5, generator=torch.Generator().manual_seed(1))
+    assert not loaded.training and torch.equal(loaded(x), plain.eval()(x))
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert torch.equal(sparring.load(str(finished), which)(x), loaded(x))
+
+
+def test_best_of_a_run_without_averaging_is_one_of_its_epochs(data: str, tmp_path: Path) -> None:
+    out, seen = tmp_path / "run", []
+
+    def observe(state: Any) -> None:
+        if state.batch == 6:
+            seen.append({name: value.clone() for name, value in state.model.state_dict().items()})
+
+    result = start_run(tiny(data, averaging=0, epochs=3), out, observe=observe)
+    assert result.averaged is None and sorted(content(out)) == FILES[1:]
+    best, last = load_file(out / "best.safetensors"), load_file(out / "last.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in seen[result.best_epoch].items())
+    assert all(torch.equal(last[name], value) for name, value in seen[2].items())
+    with pytest.raises(ValueError, match=r"has no averaged\.safetensors; it has best, last"):
+        sparring.load(out, "averaged")
+
+
+def test_loading_what_is_not_there(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no worst\.safetensors; it has averaged, best, last"):
+        sparring.load(finished, "worst")
+    with pytest.raises(ValueError, match="no run folder"):
+        sparring.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no run folder"):
+        resume_run(tmp_path)
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="no weights yet: train first"):
+        sparring.load(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_network_from_a_file_is_built_only_when_named(data: str, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
+    spec, out = f"{tmp_path / 'nets.py'}:make", tmp_path / "run"
+    start_run(tiny(data, model=spec), out)
+    before = content(out)
+    ran = tmp_path / "ran"
+    evil = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    (tmp_path / "nets.py").write_text(NETS + evil, encoding="utf-8")
+    for refused in (lambda: sparring.load(out), lambda: resume_run(out)):
+        with pytest.raises(ValueError, match="loading it runs that file"):
+            refused()
+    assert not ran.exists(), "the file was run although nobody named it"
+    loaded = sparring.load(out, model=spec)
+    assert ran.exists() and not loaded.training
+    weights = load_file(out / "best.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    moved = tmp_path / "moved.py"
+    moved.write_text(NETS, encoding="utf-8")
+    assert isinstance(sparring.load(out, "last", model=f"{moved}:make"), nn.Sequential)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        sparring.load(out, model=f"{moved}:sure")
+    resume_run(out, model=spec)
+    assert content(out) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = start_run(tiny(data), out)
+    before = content(out)
+    again = resume_run(out)
+    assert content(out) == before
+    assert again.history == first.history and again.stopped is None and again.best_epoch == first.best_epoch
+
+
+def test_resuming_a_run_that_has_no_checkpoint_begins_anew(data: str, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    resume_run(tmp_path)
+    for name in FILES:
+        if name.endswith(".safetensors"):
+            assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_stopped_run_says_so_and_goes_on(data: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = start_run(tiny(data), out, observe=lambda state: state.step == 8)
+    assert result.stopped == "Training was interrupted."
+    assert json.loads((out / "training.json").read_text(encoding="utf-8"))["stopped"] == result.stopped
+    assert sparring.load(out, "last") is not None
+    resume_run(out)
+    assert json.loads((out / "training.json").read_text(encoding="utf-8"))["stopped"] is None
+    for name in FILES:
+        if name.endswith(".safetensors"):
+            assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_training_leaves_the_global_generator_alone(data: str, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    start_run(tiny(data, epochs=1), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_with_a_run_is_refused(data: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="already holds a run"):
+        start_run(tiny(data), tmp_path)
+    assert content(tmp_path) == {"config.json": b"{}"}
+
+
+def fails_at_once(state: Any) -> bool:
+    raise RuntimeError("broke")
+
+
+FAILURES: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "no such data": ({"data": "nowhere.npz"}, None, "nowhere"),
+    "no such device": ({"device": "mps"}, None, "not available"),
+    "weights that do not fit": ({"weights": "WEIGHTS"}, None, "do not fit"),
+    "probabilities": ({"model": "NETS:sure"}, None, "returns probabilities"),
+    "while training": ({}, fails_at_once, "broke"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failing_start_leaves_no_folder(data: str, tmp_path: Path, failure: str, there: bool) -> None:
+    options, observe, sentence = FAILURES[failure]
+    if failure == "no such device" and torch.backends.mps.is_available():
+        pytest.skip("this machine has that device")
+    nets, weights = tmp_path / "nets.py", tmp_path / "other.safetensors"
+    nets.write_text(NETS, encoding="utf-8")
+    save_file({"a": torch.zeros(2)}, weights)
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine", encoding="utf-8")
+    places = {"WEIGHTS": str(weights), "NETS:sure": f"{nets}:sure"}
+    settings = {name: places.get(value, value) for name, value in options.items()}
+    with pytest.raises((ValueError, OSError, RuntimeError), match=sentence):
+        start_run(tiny(**{"data": data, **settings}), out, observe=observe)
+    assert out.exists() == there
+    if there:
+        assert content(out) == {"notes.txt": b"mine"}
+
+
+def test_a_run_that_fails_after_an_epoch_is_kept(data: str, finished: Path, tmp_path: Path) -> None:
+    def late(state: Any) -> None:
+        if state.step == 9:
+            raise RuntimeError("broke")
+
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="broke"):
+        start_run(tiny(data), out, observe=late)
+    assert {"config.json", "checkpoint.pt", "metrics.jsonl", "last.safetensors"} <= set(content(out))
+    resume_run(out)
+    assert (out / "last.safetensors").read_bytes() == (finished / "last.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_starting_weights_are_used(data: str, tmp_path: Path, suffix: str) -> None:
+    given = build("mlp", (5,), 3, seed=1234)
+    path = tmp_path / f"given{suffix}"
+    if suffix == ".pt":
+        torch.save(given.state_dict(), path)
+    else:
+        save_file(given.state_dict(), path)
+    options = {"epochs": 1, "learning_rate": 1e-8, "weight_decay": 0.0, "averaging": 0, "weights": str(path)}
+    start_run(tiny(data, **options), tmp_path / "run")
+    last = load_file(tmp_path / "run" / "last.safetensors")
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(last[name], value, rtol=0, atol=1e-6)
+    other = build("mlp", (5,), 3, seed=0).state_dict()
+    assert not all(torch.allclose(last[name], value, atol=1e-3) for name, value in other.items())
+    path.unlink()  # loading a run needs no more than its folder
+    assert torch.equal(sparring.load(tmp_path / "run", "last").state_dict()[name], last[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("{", "not valid JSON"), ("[]", "should hold experiment, shape"), ('{"shape": [5]}', "should hold experiment")],
+)
+def test_a_config_that_is_none(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=sentence):
+        read_config(tmp_path)
+
+
+def test_settings_of_another_version(finished: Path, tmp_path: Path) -> None:
+    config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
+    config["experiment"]["colour"] = "red"
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match="another version"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["bytes", "half", "list", "keys"])
+def test_a_checkpoint_that_is_none(finished: Path, tmp_path: Path, what: str) -> None:
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    path = tmp_path / "checkpoint.pt"
+    whole = (finished / "checkpoint.pt").read_bytes()
+    if what == "bytes":
+        path.write_bytes(b"no checkpoint")
+    elif what == "half":
+        path.write_bytes(whole[: len(whole) // 2])
+    else:
+        torch.save([1, 2] if what == "list" else {"model": {}}, path)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+        resume_run(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_checkpoint_runs_no_code(finished: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (ran,)
+
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    torch.save({name: Evil() for name in runs.TrainingState.KEYS}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+        resume_run(tmp_path)
+    assert not ran.exists()
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="device 'tpu' is not available here; there is cpu"):
+        pick_device("tpu")
+
+
+# Writing ---------------------------------------------------------------------------------------------------------
+
+
+def half(stream: BinaryIO) -> None:
+    stream.write(b"half of it")
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(stream: BinaryIO) -> None:
+    stream.write(b"half of it")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("write", "error"), [(half, OSError), (interrupted, KeyboardInterrupt)])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, write: Callable[[BinaryIO], None], error: type[BaseException], old: bytes | None
+) -> None:
+    path = tmp_path / "file.bin"
+    if old:
+        path.write_bytes(old)
+    with pytest.raises(error):
+        write_atomically(path, write)
+    assert content(tmp_path) == ({"file.bin": old} if old else {})
+
+
+def test_a_full_disk_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert content(tmp_path) == {"file.txt": b"old"}
+
+
+def test_a_write_that_works(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    write_json(path, {"a": [1.5, "ä"]})
+    assert read_json(path, "numbers") == {"a": [1.5, "ä"]}
+    write_json(path, {})
+    assert content(tmp_path) == {"new/folder/file.json": b"{}\n"}
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert content(tmp_path) == {"new/folder/file.json": b"{}\n"}
+
+
+def test_a_disk_that_fills_while_a_run_is_saved(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves, real = [0], torch.save
+
+    def save(value: Any, stream: BinaryIO) -> None:
+        saves[0] += 1
+        if saves[0] == 2:
+            half(stream)
+        real(value, stream)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        start_run(tiny(data), out)
+    assert not list(out.glob(".*"))
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    resume_run(out)
+    assert sorted(content(out)) == FILES

@@ -1,0 +1,200 @@
+"""Reference networks, users' files and weights. Oracles: counting by hooks, arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sparring.modalities.images import MODELS, Normalize, build, cnn_mnist, default_for, from_file, load_weights, mlp
+
+SHAPES = {
+    "mlp": (7,),
+    "cnn-small": (1, 8, 8),
+    "cnn-mnist": (1, 28, 28),
+    "cnn-mnist-wide": (1, 28, 28),
+    "resnet-small": (3, 32, 32),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_gives_logits_with_a_gradient_and_keeps_the_global_generator(name: str) -> None:
+    state = torch.get_rng_state()
+    model = build(name, SHAPES[name], 5, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    x = torch.rand(4, *SHAPES[name], requires_grad=True)
+    logits = model(x)
+    assert logits.shape == (4, 5)
+    (grad,) = torch.autograd.grad(logits.pow(2).sum(), x)
+    assert bool((grad.flatten(1).abs().sum(1) > 0).all())
+    assert isinstance(next(iter(model.children())), Normalize)
+
+
+def test_weights_are_those_of_the_seed() -> None:
+    a, b, c = (build("cnn-small", (1, 8, 8), 10, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_cnn_mnist_is_the_published_net() -> None:
+    layers = [m for m in cnn_mnist((1, 28, 28), 10) if not isinstance(m, Normalize)]
+    published = nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+    assert [repr(m) for m in layers] == [repr(m) for m in published]
+    x = torch.rand(2, 1, 28, 28)
+    model = build("cnn-mnist", (1, 28, 28), 10, seed=0)
+    published.load_state_dict({f"{int(k[0]) - 1}{k[1:]}": v for k, v in model.state_dict().items() if k[0] != "0"})
+    assert torch.equal(model(x), published(x))
+
+
+def test_resnet_small_is_small() -> None:
+    macs = 0
+
+    def count(module: nn.Module, _: object, out: torch.Tensor) -> None:
+        nonlocal macs
+        macs += out[0].numel() * (module.weight[0].numel())  # type: ignore[index, operator, union-attr]
+
+    model = build("resnet-small", (3, 32, 32), 10, seed=0).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    model(torch.rand(1, 3, 32, 32))
+    assert 12.4e6 < macs < 12.6e6
+
+
+@pytest.mark.parametrize("side", [8, 9, 11, 13, 28, 33])
+def test_convolutions_take_other_sizes(side: int) -> None:
+    for name in ("cnn-small", "resnet-small"):
+        assert build(name, (2, side, side + 3), 3, seed=0)(torch.rand(2, 2, side, side + 3)).shape == (2, 3)
+
+
+def test_default_for() -> None:
+    found = [default_for(s) for s in ((41,), (1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 112, 92), (5, 6))]
+    assert found == ["mlp", "cnn-small", "cnn-mnist", "resnet-small", "cnn-small", "mlp"]
+
+
+def test_normalize() -> None:
+    x = torch.rand(2, 3, 4, 5)
+    mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+    expected = torch.stack([(x[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    assert torch.allclose(Normalize(mean, std)(x), expected)
+    for shape in ((2, 7), (2, 1, 4, 4), (2, 3, 5)):
+        assert torch.allclose(Normalize(0.5, 0.25)(torch.ones(shape)), torch.full(shape, 2.0))
+    assert set(Normalize(0.5, 0.25).state_dict()) == {"mean", "std"}
+    with pytest.raises(ValueError, match="std > 0"):
+        Normalize(0.0, 0.0)
+
+
+def test_build_refuses() -> None:
+    for arguments, message in (
+        (("resnet", (3, 32, 32), 10), "not known; expected one of mlp"),
+        (("mlp", (3,), 1), "at least 2 classes"),
+        (("cnn-mnist", (1, 32, 32), 10), "28x28 pixels, got 32x32"),
+        (("cnn-small", (7,), 10), r"got inputs \(7,\)"),
+        (("resnet-small", (3, 4, 32), 10), "use mlp"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(*arguments, seed=0)
+
+
+USER_FILE = """
+from __future__ import annotations
+import dataclasses
+import torch
+
+@dataclasses.dataclass
+class Width:
+    value: int = 3
+
+def make():
+    return torch.nn.Linear(4, Width().value)
+
+def needs(argument):
+    return make()
+
+def wrong():
+    return "a model"
+
+def fails():
+    raise RuntimeError("no weights here")
+
+made = torch.nn.Linear(4, 3)
+"""
+
+
+def test_from_file(tmp_path: Path) -> None:
+    path = tmp_path / "nets.py"
+    path.write_text(USER_FILE)
+    assert from_file(f"{path}:make")(torch.rand(2, 4)).shape == (2, 3)
+    for name, kind, message in (
+        ("absent", ValueError, "has no function 'absent'; it has .*make"),
+        ("needs", ValueError, "argument.*no arguments"),
+        ("fails", ValueError, "RuntimeError: no weights here"),
+        ("wrong", TypeError, r"returned a str; expected a torch\.nn\.Module"),
+        ("made", TypeError, "is a Linear; expected a function"),
+        ("torch", TypeError, "is a module"),
+    ):
+        with pytest.raises(kind, match=message):
+            from_file(f"{path}:{name}")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        from_file(f"{tmp_path / 'other.py'}:make")
+    for spec in (str(path), f"{path}:", "nets:make"):
+        with pytest.raises(ValueError, match=r"expected FILE\.py:FUNCTION"):
+            from_file(spec)
+    path.write_text("import no_such_package_at_all\n")
+    with pytest.raises(ValueError, match=r"does not run: ModuleNotFoundError.*PYTHONPATH"):
+        from_file(f"{path}:make")
+
+
+def _net(seed: int) -> nn.Module:
+    return build("mlp", (4,), 3, seed)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "plain", "state_dict", "model", "module."])
+def test_load_weights(kind: str, tmp_path: Path) -> None:
+    source, target = _net(0), _net(1)
+    state = dict(source.state_dict())
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "plain":
+        torch.save(state, path)
+    elif kind == "module.":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
+    else:
+        torch.save({kind: state}, path)
+    assert load_weights(target, path) is target
+    x = torch.rand(2, 4)
+    assert torch.equal(source(x), target(x))
+
+
+def test_weights_that_do_not_fit_leave_the_model_alone(tmp_path: Path) -> None:
+    target, path = _net(1), tmp_path / "w.pt"
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    torch.save(mlp((4,), 3, hidden=(128, 64, 9)).state_dict(), path)
+    with pytest.raises(ValueError, match=r"2 unknown to the model: .*; 4 of another shape: .*\(64, 128\) in the file"):
+        load_weights(target, path)
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"8 missing in the file: 0\.mean, 0\.std, 2\.weight, \.\.\."):
+        load_weights(target, path)
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+def test_unsafe_or_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(_net(0), path)  # a whole pickled model
+    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+        load_weights(_net(0), path)
+    torch.save({"epoch": 3, "loss": math.pi}, path)
+    with pytest.raises(ValueError, match="expected a state dict"):
+        load_weights(_net(0), path)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_weights(_net(0), tmp_path / "absent.pt")
+    (tmp_path / "w.safetensors").write_text("text")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(_net(0), tmp_path / "w.safetensors")
