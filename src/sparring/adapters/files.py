@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparring.core.registry import function_from_file
 
 
 def from_file(spec: str) -> nn.Module:
@@ -21,18 +19,9 @@ def from_file(spec: str) -> nn.Module:
     FileNotFoundError for a missing file, ValueError when the file or the function fails or the name is not
     there, TypeError when no nn.Module comes back.
     """
-    path_text, colon, name = spec.rpartition(":")
-    if not colon or not path_text.endswith(".py") or not name.isidentifier():
-        raise ValueError(f"model {spec!r}: expected FILE.py:FUNCTION, such as nets.py:make")
-    path = Path(path_text).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"model {spec!r}: there is no file {path.resolve()}")
-    module = _run(path, spec)
-    if not hasattr(module, name):
-        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise ValueError(f"model {spec!r}: {path} has no function {name!r}; it has {', '.join(public) or 'none'}")
-    make = getattr(module, name)
-    if isinstance(make, nn.Module) or not callable(make):
+    make = function_from_file(spec, "model")
+    name = spec.rpartition(":")[2]
+    if isinstance(make, nn.Module):
         raise TypeError(
             f"model {spec!r}: {name} is a {type(make).__name__}; expected a function that returns the network"
         )
@@ -45,22 +34,6 @@ def from_file(spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model {spec!r}: {name}() returned a {type(model).__name__}; expected a torch.nn.Module")
     return model
-
-
-def _run(path: Path, spec: str) -> ModuleType:
-    """The file as a module under a private name, which stays registered: classes look it up."""
-    private = "_sparring_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    found = importlib.util.spec_from_file_location(private, path)
-    assert found is not None and found.loader is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(found)
-    sys.modules[private] = module
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[private]
-        hint = f"; files beside it are found with PYTHONPATH={path.parent}" if isinstance(error, ImportError) else ""
-        raise ValueError(f"model {spec!r}: {path} does not run: {type(error).__name__}: {error}{hint}") from error
-    return module
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

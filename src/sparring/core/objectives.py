@@ -24,6 +24,11 @@ class Objective(ABC):
     def reached(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B,) bool: the attacker has what he wants."""
 
+    @staticmethod
+    def by_name() -> dict[str, Objective]:
+        """Those that a text may name, as in `pgd:objective=margin`."""
+        return {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
+
 
 class Untargeted(Objective):
     """Any wrong class will do."""
