@@ -17,7 +17,7 @@ from torch import nn
 import sparring
 from sparring.app import train_run as runs
 from sparring.app.settings import Experiment
-from sparring.app.train_run import pick_device, read_config, resume_run, start_run, training_record
+from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.modalities.images import build
 
@@ -314,13 +314,6 @@ def test_a_checkpoint_runs_no_code(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no checkpoint of a run"):
         resume_run(tmp_path)
     assert not ran.exists()
-
-
-def test_devices() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ValueError, match="device 'tpu' is not available here; there is cpu"):
-        pick_device("tpu")
 
 
 # Writing ---------------------------------------------------------------------------------------------------------

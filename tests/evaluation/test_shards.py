@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 import shard_worker
 from alike import check_same
 from shard_worker import counting, judged
 from sparring.evaluation import shards
-from sparring.evaluation.shards import from_environment, local_device, rank_here
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="no gloo, no SIGKILL")
 
@@ -89,26 +87,6 @@ def test_shards_that_cannot_be(tmp_path: Path, shard: tuple[int, int], parts: bo
     with pytest.raises(ValueError, match=sentence):
         judged(tmp_path / "parts" if parts else None, shard=shard)
     assert not (tmp_path / "parts").exists()
-
-
-def test_one_process_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WORLD_SIZE", "1"), ("RANK", "0")):
-        monkeypatch.setenv(name, value)
-    with from_environment() as rank:
-        assert rank == rank_here() == 0 and not dist.is_initialized()
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.delenv("RANK")  # some schedulers set the size alone
-    with from_environment() as rank:
-        assert rank == 0 and not dist.is_initialized()
-    check_same(judged(tmp_path, shard=(0, 1)), judged())
-
-
-def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert local_device(torch.device("cuda")) == torch.device("cuda")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert local_device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert local_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_patience_grows_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

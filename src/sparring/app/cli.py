@@ -141,7 +141,7 @@ def evaluate(
     from sparring.app.evaluate_folder import from_run, from_weights
     from sparring.app.train_run import read_config
     from sparring.attacks.text import DEFAULT_ATTACKS, parse_attacks
-    from sparring.evaluation.shards import from_environment
+    from sparring.core.machine import joined
     from sparring.threats import parse_threat
 
     if run:
@@ -159,13 +159,13 @@ def evaluate(
         subject = from_weights(model, weights, data)
     chosen = parse_attacks(attacks or DEFAULT_ATTACKS, parse_threat(threat))
     demands = _demands(out / "results.json", baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop)
-    with from_environment() as rank:
+    with joined() as here:
         _assess(
             subject, out, data=data, threat=threat, split=split, attacks=chosen, num_examples=num_examples, seed=seed,
             device=device, name=name, batch_size=batch_size, certify=certify, smooth=smooth, sanity=sanity,
-            speak=rank == 0,
+            speak=here.rank == 0,
         )  # fmt: skip
-    if rank:
+    if here.rank:
         return
     _say(f"report: {out / 'report.html'}")
     if baseline or min_robust is not None or min_clean is not None:

@@ -17,10 +17,10 @@ from torch import nn
 from sparring.app import train_run as runs
 from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
 from sparring.certify import SmoothedNet, SmoothingBound, interval_margin, supported
+from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, evaluate
 from sparring.evaluation.preflight import preflight
-from sparring.evaluation.shards import local_device, rank_here
 from sparring.evaluation.shelf import OtherSettings, Shelf
 from sparring.modalities.images import Batches, build, from_file, load_weights, scale
 from sparring.modalities.images import load as load_data
@@ -96,7 +96,7 @@ def assess(
     for count, what in ((num_examples, "the number of examples"), (batch_size, "the batch size")):
         if count < 1:
             raise ValueError(f"{what} must be at least 1; got {count}")
-    dataset, on = load_data(data), local_device(runs.pick_device(device))
+    dataset, on = load_data(data), find_machine(device).device
     sides = {"test": (dataset.x_test, dataset.y_test), "train": (dataset.x_train, dataset.y_train)}
     if split not in sides:
         raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
@@ -113,7 +113,7 @@ def assess(
         curve_attacks=_for_curve(attacks),
         about=json.dumps([dataset.name, split, len(y), batch_size, digest, _code(subject.architecture)]),
     )  # fmt: skip
-    if rank_here():
+    if find_machine(device).rank:
         return None
     evaluation.findings += first.findings if smooth else ()
     names = list(dataset.class_names)
@@ -155,7 +155,7 @@ def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
     try:
         return evaluate(*arguments, parts=shelf.folder, **options)
     except OtherSettings:
-        if rank_here() == 0:  # the others wait for it at the start of the second call
+        if find_machine().rank == 0:  # the others wait for it at the start of the second call
             shelf.clear()
         return evaluate(*arguments, parts=shelf.folder, **options)
 

@@ -22,6 +22,7 @@ from torch import nn
 from sparring.app.settings import Experiment
 from sparring.attacks.text import parse_attacks
 from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.core.machine import find_machine
 from sparring.evaluation.measure import evaluate
 from sparring.evaluation.preflight import preflight
 from sparring.modalities.images import Batches, Dataset, build, from_file, hold_out, load_weights
@@ -119,16 +120,6 @@ def training_record(run: Path, which: str) -> dict[str, Any]:
     return {**record, "checkpoint": which, "config": _config(run)["experiment"], "history": history}
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` becomes the fastest device there is; raises ValueError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if there[d]))
-    if not there.get(name):
-        raise ValueError(f"device {name!r} is not available here; there is {', '.join(d for d in there if there[d])}")
-    return torch.device(name)
-
-
 def _config(run: Path) -> dict[str, Any]:
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run folder: it has no config.json; make one with sparring train --out {run}")
@@ -182,7 +173,7 @@ def _run(
     state: dict[str, Any] | None,
     observe: Observe | None,
 ) -> TrainingResult:
-    e, device = experiment, pick_device(experiment.device)
+    e, device = experiment, find_machine(experiment.device).device
     model.to(device)
     num_held = min(e.held_out, max(len(data.y_train) // 10, data.num_classes))
     keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=e.seed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,31 +102,3 @@ def joined(shard: tuple[int, int] | None, shelf: Shelf | None) -> Iterator[Crew]
     finally:
         if group is not None:  # closed on errors too, so that the others hear of it at once
             dist.destroy_process_group(group)
-
-
-@contextmanager
-def from_environment() -> Iterator[int]:
-    """Joins the processes that torchrun started (RANK, WORLD_SIZE above 1), and yields the number of this one, or 0."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield 0
-        return
-    if not dist.is_available():
-        raise ValueError("this PyTorch has no torch.distributed; run one process (unset WORLD_SIZE)")
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
-
-
-def rank_here() -> int:
-    """The number of this process among those that torch.distributed joined; 0 when it is alone."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine, by torchrun's LOCAL_RANK; other devices as they are."""
-    local = os.environ.get("LOCAL_RANK")
-    if device.type != "cuda" or local is None:
-        return device
-    return torch.device("cuda", int(local) % torch.cuda.device_count())

@@ -1,0 +1,119 @@
+"""Where the work is done: the device, the memory layout, and which of several processes this one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, and this process among those that share the work: number `rank` of `world`.
+
+    channels_last: images (B, C, H, W) and convolutions lie channel by channel last, which many GPUs are faster with.
+
+    >>> Machine(torch.device("cpu"), rank=1, world=3).mine(4)
+    True
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"process {self.rank} of {self.world}; expected a rank from 0 to world - 1")
+
+    def place(self, value: Any) -> Any:
+        """Tensors and named tensors on the device, in its layout; a module is moved itself; anything else as it is."""
+        if isinstance(value, Mapping):
+            return {name: self.place(inner) for name, inner in value.items()}
+        layout: dict[str, Any] = {"memory_format": torch.channels_last} if self.channels_last else {}
+        if isinstance(value, Tensor):
+            return value.to(self.device, **(layout if value.ndim == 4 else {}))
+        return value.to(self.device, **layout) if isinstance(value, nn.Module) else value
+
+    def mine(self, number: int) -> bool:
+        """Whether this process does the piece of work with that number."""
+        return number % self.world == self.rank
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gave, by rank; returns when all of them have come here. [value] for one that is alone.
+
+        Raises ValueError where torch.distributed was not initialised with `world` processes, RuntimeError when one of
+        them ends before it comes.
+        """
+        if self.world == 1:
+            return [value]
+        there = _joined_now()[1]
+        if there != self.world:
+            raise ValueError(
+                f"process {self.rank} of {self.world} with torch.distributed joining {there}: the processes wait for "
+                f"one another, so it must be initialised with all of them: torchrun --nproc-per-node {self.world}"
+            )
+        found: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(found, value)
+        except RuntimeError as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise RuntimeError(
+                f"process {self.rank} of {self.world} waited for the others, but one of them ended or did not answer "
+                f"({first_line}). What is on disk stays: start all processes again and they go on"
+            ) from error
+        return found
+
+
+def find_machine(device: str = "auto", channels_last: bool | None = None) -> Machine:
+    """This process on that device: `auto` (the fastest there is), `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Under torchrun each process takes a GPU of its own (LOCAL_RANK). channels_last: by default on CUDA devices.
+    Raises ValueError for a device that is not there.
+
+    >>> find_machine("cpu").device
+    device(type='cpu')
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(d for d in there if there[d]) if device == "auto" else device
+    kind, _, index = name.partition(":")
+    if not there.get(kind) or (index and not (index.isdigit() and int(index) < torch.accelerator.device_count())):
+        known = ", ".join(d for d in there if there[d])
+        raise ValueError(f"device {device!r} is not available here; there is {known}")
+    local = os.environ.get("LOCAL_RANK")
+    if name == "cuda" and local is not None:
+        name = f"cuda:{int(local) % torch.cuda.device_count()}"
+    rank, world = _joined_now()
+    return Machine(torch.device(name), rank, world, kind == "cuda" if channels_last is None else channels_last)
+
+
+@contextmanager
+def joined() -> Iterator[Machine]:
+    """Joins the processes that torchrun started (RANK, WORLD_SIZE above 1); yields this one, alone where there is none.
+
+    A process that ends is noticed by the others at once. One that only works longer is waited for, up to a day.
+    """
+    cpu = torch.device("cpu")
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:  # some schedulers set the size alone
+        yield Machine(cpu)
+        return
+    if not dist.is_available():
+        raise ValueError("this PyTorch has no torch.distributed; run one process (unset WORLD_SIZE)")
+    dist.init_process_group("gloo", timeout=timedelta(days=1))
+    try:
+        yield Machine(cpu, *_joined_now())
+    finally:
+        dist.destroy_process_group()
+
+
+def _joined_now() -> tuple[int, int]:
+    """The number of this process and how many there are."""
+    running = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
