@@ -41,7 +41,7 @@ from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
 from sparring.checks.battery import examine, sample
 from sparring.core.objectives import cross_entropy, margin
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.modalities.images import Batches, build, load, mlp
 from sparring.modalities.images.data import scale
 from sparring.results.findings import verdict
@@ -368,7 +368,7 @@ def claim(entry: Entry, model: nn.Module, bench: Bench) -> Any:
     attacks = [partial(climb, num_steps=40, objective=objective) for objective in objectives]
     quick = [partial(climb, num_steps=10, step=0.25, objective=objectives[-1])]
     batches = Batches(bench.x, bench.y, 180)
-    return evaluate(model, batches, entry.threat, attacks, curve=(0.5, 1.0, 2.0), curve_attacks=quick, gallery_size=0)
+    return measure(model, batches, entry.threat, attacks, curve=(0.5, 1.0, 2.0), curve_stages=quick, gallery_size=0)
 
 
 def best_known(entry: Entry, model: nn.Module, bench: Bench) -> float:
@@ -385,7 +385,7 @@ def best_known(entry: Entry, model: nn.Module, bench: Bench) -> float:
     attacks: list[Any] = [informed, partial(square, num_queries=500, rescale=True)]
     attacks += [] if entry.random else [strong, apgd if sparse else partial(pgd, num_steps=50, step=0.1)]
     lists = [[attack] for attack in attacks] if entry.random else [attacks]
-    found = [evaluate(model, Batches(bench.x, bench.y, 180), entry.threat, some, curve=()) for some in lists]
+    found = [measure(model, Batches(bench.x, bench.y, 180), entry.threat, some, curve=()) for some in lists]
     return min(one.robust.value for one in found)
 
 

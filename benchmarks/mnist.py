@@ -28,7 +28,7 @@ from sparring.app import train_run as runs
 from sparring.attacks.text import NamedAttack
 from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.types import AttackResult, Cost
-from sparring.evaluation.measure import MakeAttack, evaluate
+from sparring.evaluation.measure import MakeAttack, measure
 from sparring.modalities.images import Batches, load
 from sparring.modalities.images.data import scale
 from sparring.results.statistics import wilson
@@ -105,7 +105,7 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace, line
             record |= {"forwards": 0, "backwards": 0, "rejected": {}}
         if record is None:
             batches = Batches(x[standing], y[standing], args.batch_size)
-            found = evaluate(model, batches, parse_threat(args.threat), [attack], seed=seed, curve=(), gallery_size=0)
+            found = measure(model, batches, parse_threat(args.threat), [attack], seed=seed, curve=(), gallery_size=0)
             record = lines.add(
                 {
                     **own,

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
-from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.core.machine import find_machine
+from sparring.evaluation.measure import ALONE, Evaluation, measure
 from sparring.threats import Linf
 
 NUM, DIM = 33, 5
@@ -45,7 +46,15 @@ def stream() -> Iterator[tuple[Tensor, Tensor]]:
 def judged(parts: Path | None = None, **options: Any) -> Evaluation:
     """The evaluation that all cases share."""
     given = {"batches": batches(), "attacks": [fgsm, lambda t: pgd(t, num_steps=3, restarts=2)], "seed": 3, **options}
-    return evaluate(MODEL, given.pop("batches"), Linf(0.05), given.pop("attacks"), parts=parts, **given)
+    return measure(
+        MODEL,
+        given.pop("batches"),
+        Linf(0.05),
+        given.pop("attacks"),
+        keep=parts,
+        machine=given.pop("machine", find_machine("cpu") if parts else ALONE),
+        **given,
+    )
 
 
 def counting(calls: list[int], kill_at: Sequence[int] = ()) -> Callable[[Any], Any]:
@@ -66,7 +75,7 @@ def counting(calls: list[int], kill_at: Sequence[int] = ()) -> Callable[[Any], A
 
 
 def same_as_alone(folder: Path, rank: int) -> str:
-    check_same(judged(folder), judged(shard=(0, 1)))
+    check_same(judged(folder), judged(machine=ALONE))
     return "same"
 
 
@@ -74,14 +83,14 @@ def stream_as_alone(folder: Path, rank: int) -> str:
     calls: list[int] = []
     shared = judged(folder, batches=stream(), attacks=[counting(calls)], curve=())
     assert len(calls) == (3 if rank == 0 else 2), f"process {rank} computed {len(calls)} of 5 batches"
-    check_same(shared, judged(attacks=[counting([])], curve=(), shard=(0, 1)))
+    check_same(shared, judged(attacks=[counting([])], curve=(), machine=ALONE))
     return "same"
 
 
 def without_parts(folder: Path, rank: int) -> str:
     """No folder: every process evaluates what it is given, and waits for nobody."""
     if rank == 0:
-        check_same(judged(), judged(shard=(0, 1)))
+        check_same(judged(), judged(machine=ALONE))
     return "same"
 
 
@@ -92,7 +101,7 @@ def other_seed(folder: Path, rank: int) -> str:
 
 def old_parts(folder: Path, rank: int) -> str:
     if rank == 0:
-        judged(folder, seed=9, shard=(0, 1))
+        judged(folder, seed=9, machine=ALONE)
     dist.barrier()
     judged(folder, seed=3)
     return "no error"

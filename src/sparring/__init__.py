@@ -30,7 +30,7 @@ from sparring.core.objectives import margin as margin
 from sparring.core.objectives import targeted as targeted
 from sparring.core.types import AttackResult as AttackResult
 from sparring.core.types import Model as Model
-from sparring.evaluation.measure import evaluate as evaluate
+from sparring.evaluation.measure import measure as measure
 from sparring.results.findings import verdict as verdict
 from sparring.threats import L1 as L1
 from sparring.threats import L2 as L2
@@ -45,4 +45,5 @@ from sparring.training.recipes import pgd_at as pgd_at
 from sparring.training.recipes import standard as standard
 from sparring.training.recipes import trades as trades
 
+evaluate = measure
 __version__ = "0.1.0"

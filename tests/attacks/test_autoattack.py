@@ -21,7 +21,7 @@ from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.text import NamedAttack, parse_attacks
 from sparring.core.objectives import cross_entropy, dlr, targeted
 from sparring.evaluation.fingerprint import describe
-from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, measure
 from sparring.threats import L1, L2, Linf, inside
 
 DUAL = {"Linf": 1, "L2": 2, "L1": math.inf}
@@ -247,7 +247,7 @@ def tiny(protocol: str, threat: Any) -> list[NamedAttack]:
 
 
 def verdict(model: Any, x: Tensor, y: Tensor, threat: Any, protocol: str = "autoattack") -> Evaluation:
-    result = evaluate(model, [(x[:7], y[:7]), (x[7:], y[7:])], threat, tiny(protocol, threat), curve=())
+    result = measure(model, [(x[:7], y[:7]), (x[7:], y[7:])], threat, tiny(protocol, threat), curve=())
     assert not [finding for finding in result.findings if finding.name == "rejected results"]
     assert all(record.ran_on > 0 for record in result.attacks[:1])
     return result
@@ -295,7 +295,7 @@ def test_rand_on_a_model_that_draws(norm: str) -> None:
     def noisy(v: Tensor) -> Tensor:
         return steady(v + 1e-5 * torch.randn(v.shape, dtype=v.dtype))
 
-    result = evaluate(noisy, [(x, y)], threat, tiny("autoattack-rand", threat), curve=())
+    result = measure(noisy, [(x, y)], threat, tiny("autoattack-rand", threat), curve=())
     found = result.table["robust"]
     assert bool((found >= torch.tensor(robust)).all()) and int(found.sum()) <= sum(robust) + 1
     first = result.attacks[0]
@@ -309,7 +309,7 @@ def test_reaching_the_wanted_class_is_no_false_claim_where_it_is_the_label(text:
     model, x, y, _, _ = linear("L1", 3)
     for threat in (L1(1e-4), Linf(1e-4)):
         attacks = parse_attacks(f"apgd:num_steps=4,wanted={int(y[0])},{text}", threat)
-        result = evaluate(model, [(x, y)], threat, attacks, curve=())
+        result = measure(model, [(x, y)], threat, attacks, curve=())
         assert not any(result.attacks[0].rejected.values()) and result.attacks[0].broke == 0
 
 
@@ -321,7 +321,7 @@ def test_an_attack_in_place_of_what_makes_one_is_refused(name: str) -> None:
     with pytest.raises(
         TypeError, match=f"attacks are functions from a threat model to an attack.*got a {type(attack).__name__}"
     ):
-        evaluate(model, [(x, y)], Linf(0.1), [attack])  # type: ignore[list-item]
+        measure(model, [(x, y)], Linf(0.1), [attack])  # type: ignore[list-item]
 
 
 def test_targets_beyond_the_classes_cost_nothing() -> None:

@@ -21,7 +21,7 @@ from sparring.attacks.hyperplane import closest_plane, onto_plane, step_beyond
 from sparring.core.geometry import per_example
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost, take
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.threats import Ball, Linf, inside
 
 NORMS: dict[str, float] = {"Linf": math.inf, "L2": 2, "L1": 1}
@@ -566,7 +566,7 @@ def test_evaluate_believes_it(network: nn.Module) -> None:
     y = network(x).argmax(1)
     threat = Linf(0.02)
     found = fab_t(threat, num_steps=10)(network, x, y).reached
-    result = evaluate(network, [(x, y)], threat, [lambda t: fab_t(t, num_steps=10)], curve=[])
+    result = measure(network, [(x, y)], threat, [lambda t: fab_t(t, num_steps=10)], curve=[])
     assert result.findings == [] or all("rejected" not in finding.name for finding in result.findings)
     assert torch.equal(result.table["robust"], ~found)  # type: ignore[operator]
     assert 0 < result.robust.value < 1

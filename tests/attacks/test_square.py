@@ -21,7 +21,7 @@ from sparring.attacks.squares import cells, chessboard, grid, humps, moved, prop
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost, take
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.threats import L2, Ball, Linf, inside
 from sparring.threats.l1 import L1
 
@@ -560,7 +560,7 @@ def test_evaluate_takes_it_and_verifies_it(digits: Digits) -> None:
     for size in (60, 25):
         batches = list(zip(digits.x.split(size), digits.y.split(size), strict=True))
         attacks = [partial(square, num_queries=30, restarts=2)]
-        found.append(evaluate(digits.net, batches, Linf(radii), attacks, curve=()))
+        found.append(measure(digits.net, batches, Linf(radii), attacks, curve=()))
     assert found[0].attacks[0].broke > 5
     assert not any(found[0].attacks[0].rejected.values())
     assert torch.equal(found[0].table["robust"], found[1].table["robust"])

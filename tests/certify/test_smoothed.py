@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
 from sparring.certify import SmoothedNet, SmoothingBound
-from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, measure
 from sparring.threats import L2, Linf
 
 X = rand(40, 6, seed=3).float()
@@ -69,7 +69,7 @@ def test_nothing_is_certified_that_could_fall(radius: float) -> None:
 
 
 def judged(bound: SmoothingBound, net: nn.Module, y: Tensor) -> Evaluation:
-    return evaluate(net, [(X, y)], L2(0.2, low=None, high=None), [pgd], curve=(), certify=bound)
+    return measure(net, [(X, y)], L2(0.2, low=None, high=None), [pgd], curve=(), certify=bound)
 
 
 def test_the_bracket_holds_and_nothing_is_spared() -> None:

@@ -24,7 +24,7 @@ from sparring.checks.battery import PROBES, examine, sample
 from sparring.checks.soft_backward import straight_through
 from sparring.core.objectives import margin
 from sparring.core.types import Cost
-from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, measure
 from sparring.results.findings import Finding, verdict
 from sparring.results.statistics import wilson
 from sparring.threats import L1, L2, Linf
@@ -61,7 +61,7 @@ def labels(model: Any, x: Any = X) -> Tensor:
 
 
 def judged(model: Any, threat: Any, attacks: Any = (BY_MARGIN,), x: Any = X, y: Tensor | None = None) -> Evaluation:
-    return evaluate(model, [(x, labels(model, x) if y is None else y)], threat, attacks, curve=(0.5, 2.0))
+    return measure(model, [(x, labels(model, x) if y is None else y)], threat, attacks, curve=(0.5, 2.0))
 
 
 def probe(model: Any, threat: Any, attacks: Any = (BY_MARGIN,), x: Any = X, **options: Any) -> dict[str, Finding]:
@@ -304,7 +304,7 @@ def test_the_sample_is_right_mostly_standing_and_drawn_by_its_seed() -> None:
 
 def test_certified_examples_are_left_alone() -> None:
     y, threat = labels(LINEAR), Linf(0.05)
-    found = evaluate(LINEAR, [(X, y)], threat, [BY_MARGIN], curve=(), certify=lambda m, x, y, t: torch.ones(len(y)))
+    found = measure(LINEAR, [(X, y)], threat, [BY_MARGIN], curve=(), certify=lambda m, x, y, t: torch.ones(len(y)))
     assert [f.name for f in examine(LINEAR, X, y, threat, found)] == ["nothing_to_probe"]
 
 
@@ -401,7 +401,7 @@ def test_it_works_in_any_gradient_mode_and_for_plain_functions() -> None:
 def test_threats_that_are_no_ball_and_radii_without_end_are_probed_as_far_as_they_go() -> None:
     model, x, threat = seeded(lambda: BagOfWords(NUM_WORDS, 4)), sentences(), words(radius=1.0)
     y = labels(model, x)
-    examine(model, x, y, threat, evaluate(model, [(x, y)], threat, [BY_MARGIN], curve=()))
+    examine(model, x, y, threat, measure(model, [(x, y)], threat, [BY_MARGIN], curve=()))
     endless = Linf(float("inf"))
     y = labels(LINEAR)
     climb = partial(gradient_ascent, absolute_step=0.01)

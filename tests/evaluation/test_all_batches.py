@@ -16,7 +16,7 @@ from sparring.attacks.catalogue import fgsm, pgd
 from sparring.attacks.text import NamedAttack
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import PreflightError
 from sparring.evaluation.shelf import OtherSettings
 from sparring.threats import Linf
@@ -77,9 +77,9 @@ class Dying:
 
 
 def run(parts: Path | None = None, attack: Any = None, model: Any = MODEL, batches: Any = None, **options: Any) -> Any:
-    options = {"threat": Linf(0.05), "curve": (0.5, 2.0), "curve_attacks": [fgsm], "seed": 3, **options}
+    options = {"threat": Linf(0.05), "curve": (0.5, 2.0), "curve_stages": [fgsm], "seed": 3, **options}
     attacks = options.pop("attacks", [attack or Dying()])
-    return evaluate(model, cut() if batches is None else batches, attacks=attacks, parts=parts, **options)
+    return measure(model, cut() if batches is None else batches, stages=attacks, keep=parts, **options)
 
 
 WHOLE = run()
@@ -162,7 +162,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "radii": ({"threat": Linf(torch.full((NUM,), 0.05))}, "attacks, curve_attacks, threat"),
     "attacks": ({"attacks": [fgsm]}, "attacks"),
     "curve": ({"curve": (0.5,)}, "curve"),
-    "attacks of the curve": ({"curve_attacks": [pgd]}, "curve_attacks"),
+    "attacks of the curve": ({"curve_stages": [pgd]}, "curve_attacks"),
     "weights": ({"model": other}, "model"),
     "certificate": ({"certify": lambda m, x, y, t: -torch.ones(len(y))}, "certify"),
     "about": ({"about": "other data"}, r"about \('' there, 'other data' here\)"),

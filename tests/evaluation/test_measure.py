@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alike import check_same
 from contracts import BALLS, NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, words
 from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import bim, fgsm, gradient_ascent, pgd
@@ -27,7 +29,7 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.measure import CURVE, Evaluation, evaluate
+from sparring.evaluation.measure import CURVE, Evaluation, measure
 from sparring.evaluation.preflight import PreflightError, preflight
 from sparring.evaluation.verify import REJECTIONS
 from sparring.results.statistics import wilson
@@ -108,7 +110,7 @@ def curved(num_classes: int = 3) -> nn.Module:
 @pytest.mark.parametrize("make", [pgd, fgsm, bim])
 def test_robust_accuracy_of_a_line(make: Any, kind: str, rank: int) -> None:
     radius = between(kind, rank)
-    found = evaluate(MODEL, cut(X, Y, 7), free(kind, radius), [make], curve=())
+    found = measure(MODEL, cut(X, Y, 7), free(kind, radius), [make], curve=())
     robust = CORRECT & (distance(kind) > radius)
     assert torch.equal(found.table["correct"], CORRECT) and torch.equal(found.table["robust"], robust)
     assert found.clean == wilson(int(CORRECT.sum()), NUM) and found.robust == wilson(int(robust.sum()), NUM)
@@ -129,20 +131,20 @@ def test_robust_accuracy_of_a_line(make: Any, kind: str, rank: int) -> None:
 @pytest.mark.parametrize("size", [7, NUM])
 def test_the_curve_equals_each_radius_by_itself(kind: str, size: int) -> None:
     radius = between(kind, 18)
-    found = evaluate(MODEL, cut(X, Y, size), free(kind, radius), [fgsm, pgd])
+    found = measure(MODEL, cut(X, Y, size), free(kind, radius), [fgsm, pgd])
     assert [r for r, _ in found.curve] == pytest.approx([0.0, *(f * radius for f in CURVE)])
     counts = [share.count for _, share in found.curve]
     assert counts == sorted(counts, reverse=True) and len(set(counts)) > 4
     assert counts[0] == found.clean.count and counts[CURVE.index(1.0) + 1] == found.robust.count
     for factor, count in zip(CURVE, counts[1:], strict=True):
-        alone = evaluate(MODEL, cut(X, Y, size), free(kind, factor * radius), [fgsm, pgd], curve=())
+        alone = measure(MODEL, cut(X, Y, size), free(kind, factor * radius), [fgsm, pgd], curve=())
         exact = int((CORRECT & (distance(kind) > factor * radius)).sum())
         assert alone.robust.count == exact == count, f"at {factor} times the radius"
     assert found.curve_attacks == ["fgsm", "pgd"]
 
 
 def test_the_curve_has_its_own_attacks() -> None:
-    found = evaluate(MODEL, [(X, Y)], free("Linf", between("Linf", 18)), [fgsm], curve=(2.0, 0.5), curve_attacks=[pgd])
+    found = measure(MODEL, [(X, Y)], free("Linf", between("Linf", 18)), [fgsm], curve=(2.0, 0.5), curve_stages=[pgd])
     assert found.curve_attacks == ["pgd"] and [a.name for a in found.attacks] == ["fgsm"]
     assert [round(r / found.threat.radius, 9) for r, _ in found.curve] == [0, 0.5, 1, 2]
 
@@ -150,7 +152,7 @@ def test_the_curve_has_its_own_attacks() -> None:
 def test_radii_of_their_own_over_several_batches() -> None:
     radius = torch.linspace(0.02, 0.4, NUM, dtype=torch.float64).flip(0)
     for size in (1, 7, NUM):
-        found = evaluate(MODEL, cut(X, Y, size), free("Linf", radius), [pgd], curve=(0.5, 1.5))
+        found = measure(MODEL, cut(X, Y, size), free("Linf", radius), [pgd], curve=(0.5, 1.5))
         assert torch.equal(found.table["robust"], CORRECT & (distance("Linf") > radius))
         exact = [int((CORRECT & (distance("Linf") > f * radius)).sum()) for f in (0.5, 1, 1.5)]
         assert [share.count for _, share in found.curve[1:]] == exact
@@ -166,13 +168,13 @@ def test_wanted_classes_of_their_own_over_several_batches(restarts: int) -> None
         return pgd(threat, wanted=wanted, restarts=restarts)
 
     for size in (1, 7, NUM):
-        found = evaluate(MODEL, cut(X, Y, size), free("Linf", radius), [make], curve=())
+        found = measure(MODEL, cut(X, Y, size), free("Linf", radius), [make], curve=())
         assert torch.equal(found.table["robust"], CORRECT & ((wanted == Y) | (distance("Linf") > radius)))
         assert found.findings == [], "what was already of the wanted class is no success that did not hold"
 
 
 def test_no_steps_break_nothing_more() -> None:
-    found = evaluate(MODEL, cut(X, Y, 7), free("Linf", 10.0), [lambda threat: bim(threat, num_steps=0)])
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", 10.0), [lambda threat: bim(threat, num_steps=0)])
     assert torch.equal(found.table["robust"], CORRECT) and found.attacks[0].broke == 0
     assert [share.count for _, share in found.curve] == [int(CORRECT.sum())] * 7
     assert found.findings == [] and bool((found.table["size"] == 0).all())
@@ -180,7 +182,7 @@ def test_no_steps_break_nothing_more() -> None:
 
 def test_nothing_right_at_the_start() -> None:
     wrong = (SCORE <= 0).long()
-    found = evaluate(MODEL, [(X, wrong)], free("Linf", 0.1), [pgd])
+    found = measure(MODEL, [(X, wrong)], free("Linf", 0.1), [pgd])
     assert found.attack_success is None and found.clean.count == found.robust.count == 0
     assert found.attacks[0].ran_on == 0 and found.attacks[0].cost == Cost()
 
@@ -196,7 +198,7 @@ def test_the_batch_size_changes_nothing(kind: str) -> None:
     y[::7] = (y[::7] + 1) % 3
     attacks = parse_attacks("fgsm,pgd:num_steps=3,restarts=2,objective=margin")
     radius = {"Linf": 0.05, "L2": 0.15}[kind]
-    runs = [evaluate(model, cut(x, y, size), BALLS[kind](radius), attacks, seed=5) for size in (1, 7, NUM)]
+    runs = [measure(model, cut(x, y, size), BALLS[kind](radius), attacks, seed=5) for size in (1, 7, NUM)]
     assert 0 < runs[0].robust.count < runs[0].clean.count
     for other in runs[1:]:
         same(runs[0], other)
@@ -208,7 +210,7 @@ def test_the_batch_size_changes_nothing(kind: str) -> None:
 def test_batches_may_be_empty_and_progress_is_told() -> None:
     told: list[Progress] = []
     batches = [cut(X, Y, 16)[0], (X[:0], Y[:0]), *cut(X, Y, 16)[1:]]
-    found = evaluate(MODEL, batches, free("Linf", 0.1), [fgsm], curve=(2.0,), observe=told.append)
+    found = measure(MODEL, batches, free("Linf", 0.1), [fgsm], curve=(2.0,), observe=told.append)
     assert found.table["index"].tolist() == list(range(NUM))
     assert [now.done for now in told] == [0, 0, 0, 16, 16, 16, 16, 32, 32, 32, 32, 40]
     assert [now.running for now in told] == ["clean inputs", "fgsm", "fgsm at 2 times the radius", ""] * 3
@@ -217,7 +219,7 @@ def test_batches_may_be_empty_and_progress_is_told() -> None:
     assert {(now.batches, now.kept) for now in told} == {(4, 0)}
     assert [now.fraction for now in told] == pytest.approx([n / 12 for n in (0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9)])
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(MODEL, [], free("Linf", 0.1), [fgsm])
+        measure(MODEL, [], free("Linf", 0.1), [fgsm])
 
 
 # What does not hold ----------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def test_cheating_attacks_are_not_counted(cheat: str, size: int) -> None:
         return attack
 
     threat = free("Linf", 1.5 * float(distance("Linf").max()), **options)
-    found = evaluate(MODEL, cut(X, Y, size), threat, [make], curve=())
+    found = measure(MODEL, cut(X, Y, size), threat, [make], curve=())
     (record,) = found.attacks
     assert torch.equal(found.table["robust"], CORRECT) and record.broke == 0
     expected = int(CORRECT.sum())
@@ -279,7 +281,7 @@ def test_an_honest_hand_written_attack_counts_with_its_true_size() -> None:
 
         return attack
 
-    found = evaluate(MODEL, cut(X, Y, 7), free("Linf", radius), [make], curve=())
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), [make], curve=())
     fell = CORRECT & (distance("Linf") < radius)
     assert torch.equal(found.table["robust"], CORRECT & ~fell) and found.findings == []
     torch.testing.assert_close(found.table["size"][fell], torch.full_like(found.table["size"][fell], radius))
@@ -296,14 +298,14 @@ def test_what_leaves_the_box_is_judged_inside_it() -> None:
     def make(threat: Any) -> Any:
         return lambda model, x, y, *, noise=None: result(threat, x, torch.full_like(x, 0.5))
 
-    found = evaluate(Sees(), [(x, torch.zeros(NUM, dtype=torch.int64))], Linf(0.5), [make], curve=())
+    found = measure(Sees(), [(x, torch.zeros(NUM, dtype=torch.int64))], Linf(0.5), [make], curve=())
     assert found.robust.count == NUM and found.attacks[0].rejected["not_reproduced"] == NUM
 
 
 def test_the_first_attack_that_breaks_is_named_and_later_ones_see_what_stands() -> None:
     attacks = parse_attacks("bim:num_steps=1,step=0.3,pgd")
     radius = between("Linf", 25)
-    found = evaluate(MODEL, cut(X, Y, 7), free("Linf", radius), attacks, curve=())
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), attacks, curve=())
     first = CORRECT & (distance("Linf") < 0.3 * radius)
     both = CORRECT & (distance("Linf") < radius)
     assert torch.equal(found.table["broken_by"] == 0, first)
@@ -320,19 +322,19 @@ def test_the_first_attack_that_breaks_is_named_and_later_ones_see_what_stands() 
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_the_last_iterate_is_refused(restarts: int) -> None:
     with pytest.raises(ValueError, match='keep="last"'):
-        evaluate(MODEL, [(X, Y)], free("Linf", 0.1), [lambda t: pgd(t, keep="last", restarts=restarts)])
+        measure(MODEL, [(X, Y)], free("Linf", 0.1), [lambda t: pgd(t, keep="last", restarts=restarts)])
 
 
 def test_a_finished_attack_is_refused() -> None:
     threat = free("Linf", 0.1)
     with pytest.raises(TypeError, match=r"functions from a threat model to an attack.*got a Attack"):
-        evaluate(MODEL, [(X, Y)], threat, [pgd(threat)])
+        measure(MODEL, [(X, Y)], threat, [pgd(threat)])
     with pytest.raises(TypeError, match="got a str"):
-        evaluate(MODEL, [(X, Y)], threat, ["pgd"])
+        measure(MODEL, [(X, Y)], threat, ["pgd"])
     with pytest.raises(ValueError, match="no attack was given"):
-        evaluate(MODEL, [(X, Y)], threat, [])
+        measure(MODEL, [(X, Y)], threat, [])
     with pytest.raises(TypeError, match="an attack returns an AttackResult"):
-        evaluate(MODEL, [(X, Y)], threat, [lambda t: lambda model, x, y, *, noise=None: x])
+        measure(MODEL, [(X, Y)], threat, [lambda t: lambda model, x, y, *, noise=None: x])
 
 
 @pytest.mark.parametrize("label", [2, -1])
@@ -340,7 +342,7 @@ def test_wrong_labels_in_a_later_batch(label: int) -> None:
     y = Y.clone()
     y[30] = label
     with pytest.raises(PreflightError, match="labels go from"):
-        evaluate(MODEL, cut(X, y, 16), free("Linf", 0.1), [fgsm])
+        measure(MODEL, cut(X, y, 16), free("Linf", 0.1), [fgsm])
 
 
 @pytest.mark.parametrize("value", [1.5, -0.2, math.nan, math.inf])
@@ -348,7 +350,7 @@ def test_wrong_data_in_a_later_batch(value: float) -> None:
     x = rand(NUM, DIM, seed=8)
     x[30, 4] = value
     with pytest.raises(PreflightError, match=r"1 of 16 inputs (lie outside|hold NaN)"):
-        evaluate(MODEL, cut(x, Y, 16), Linf(0.1), [fgsm])
+        measure(MODEL, cut(x, Y, 16), Linf(0.1), [fgsm])
 
 
 def test_logits_that_are_not_finite_are_not_right() -> None:
@@ -365,7 +367,7 @@ def test_logits_that_are_not_finite_are_not_right() -> None:
     with torch.no_grad():
         clean = Broken()(x)
     y[[20, 33]] = clean[[20, 33]].argmax(1)  # the label that an argmax would call right
-    found = evaluate(Broken().eval(), cut(x, y, 16), free("Linf", 1e-6), [fgsm], curve=())
+    found = measure(Broken().eval(), cut(x, y, 16), free("Linf", 1e-6), [fgsm], curve=())
     assert not found.table["correct"][[20, 33]].any() and found.attacks[0].ran_on == found.clean.count
 
 
@@ -387,19 +389,19 @@ def test_large_units_lose_no_success() -> None:
     centre[4, 3] = 1e5 - 0.0390625
     for make in (fgsm, pgd):
         y = torch.ones(5, dtype=torch.int64)
-        found = evaluate(Centred().eval(), [(x, y)], Linf(0.1, low=0.0, high=1e5), [make], curve=())
+        found = measure(Centred().eval(), [(x, y)], Linf(0.1, low=0.0, high=1e5), [make], curve=())
         assert found.clean.count == 5 and found.robust.count == 0, f"{found.attacks[0].rejected}"
         assert found.findings == []
 
 
 def test_an_infinite_radius_has_no_curve_but_results(tmp_path: Path) -> None:
     attacks = parse_attacks("gradient-ascent:num_steps=200,absolute_step=0.5")
-    found = evaluate(MODEL, cut(X, Y, 7), free("L2", math.inf), attacks)
+    found = measure(MODEL, cut(X, Y, 7), free("L2", math.inf), attacks)
     assert found.robust.count == 0 and found.curve == [] and found.curve_attacks == []
     record = write_results(tmp_path, found)
     assert record["threat_settings"]["radius"] == "inf"
     assert json.loads((tmp_path / "results.json").read_text()) == record
-    bounded = evaluate(MODEL, [(X, Y)], free("L2", torch.full((NUM,), math.inf)), [lambda t: gradient_ascent(t)])
+    bounded = measure(MODEL, [(X, Y)], free("L2", torch.full((NUM,), math.inf)), [lambda t: gradient_ascent(t)])
     assert bounded.curve == []
 
 
@@ -408,8 +410,8 @@ def test_probabilities_get_the_verdict_of_their_logits() -> None:
     x = CURVED_X
     y = model(x).argmax(1)
     attacks = parse_attacks("fgsm,pgd:num_steps=5,pgd:num_steps=5,objective=margin")
-    logits = evaluate(model, cut(x, y, 7), Linf(0.05), attacks)
-    probabilities = evaluate(nn.Sequential(model, nn.Softmax(1)).eval(), cut(x, y, 7), Linf(0.05), attacks)
+    logits = measure(model, cut(x, y, 7), Linf(0.05), attacks)
+    probabilities = measure(nn.Sequential(model, nn.Softmax(1)).eval(), cut(x, y, 7), Linf(0.05), attacks)
     for name in ("correct", "robust", "clean_prediction", "clean_confidence"):
         torch.testing.assert_close(probabilities.table[name], logits.table[name])
     assert probabilities.robust == logits.robust and 0 < logits.robust.count < NUM
@@ -440,7 +442,7 @@ def test_named_inputs_with_a_threat_of_their_own(tmp_path: Path) -> None:
         y[3] = (y[3] + 1) % NUM_CLASSES
         breakable = torch.tensor([spell(model, ids[i], x["mask"][i], threat, int(y[i])) for i in range(14)])
     runs = [
-        evaluate(model, cut(x, y, size), threat, [fgsm, lambda t: pgd(t, objective=margin)], curve=(2.0,))
+        measure(model, cut(x, y, size), threat, [fgsm, lambda t: pgd(t, objective=margin)], curve=(2.0,))
         for size in (1, 4, 14)
     ]
     for other in runs[1:]:
@@ -470,7 +472,7 @@ def test_the_model_is_left_as_found(
         return attack
 
     before = snapshot(stateful)
-    found = evaluate(stateful, [(images, labels), (images, labels)], Linf(0.1), [make, pgd])
+    found = measure(stateful, [(images, labels), (images, labels)], Linf(0.1), [make, pgd])
     assert snapshot(stateful) == before
     assert found.table["clean_prediction"][:3].tolist() == found.table["clean_prediction"][3:].tolist()
     with attack_mode(stateful) as frozen:
@@ -490,7 +492,7 @@ def test_the_model_is_left_as_found_when_an_attack_fails(
         labels = frozen(images).argmax(1)
     before = snapshot(stateful)
     with pytest.raises(RuntimeError, match="broke"):
-        evaluate(stateful, [(images, labels)], Linf(0.1), [make])
+        measure(stateful, [(images, labels)], Linf(0.1), [make])
     assert snapshot(stateful) == before
 
 
@@ -507,7 +509,7 @@ def test_the_cost_adds_up() -> None:
     batches = cut(X, Y, 16)
     preflight(model, *batches[0], threat)
     before, looks[0] = looks[0], 0
-    plain = evaluate(model, batches, threat, attacks, curve=())
+    plain = measure(model, batches, threat, attacks, curve=())
     assert looks[0] - before == plain.cost.forwards
     one, two = plain.attacks
     assert one.cost == Cost(2 * one.ran_on, one.ran_on)
@@ -516,7 +518,7 @@ def test_the_cost_adds_up() -> None:
     assert plain.cost.forwards == NUM + one.cost.forwards + one.ran_on + two.cost.forwards + two.ran_on
     assert plain.cost.backwards == one.cost.backwards + two.cost.backwards
     looks[0] = 0
-    whole = evaluate(model, batches, threat, attacks)
+    whole = measure(model, batches, threat, attacks)
     assert looks[0] - before == whole.cost.forwards > plain.cost.forwards
     assert [a.cost for a in whole.attacks] == [a.cost for a in plain.attacks]
 
@@ -541,7 +543,7 @@ def documented() -> Iterator[str]:
 
 def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
     assert set(documented()) | {"threat_settings", "curve_attacks"} == KEYS
-    found = evaluate(MODEL, cut(X, Y, 7), free("Linf", between("Linf", 18)), parse_attacks("fgsm,pgd"), seed=4)
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", between("Linf", 18)), parse_attacks("fgsm,pgd"), seed=4)
     record = write_results(tmp_path, found, class_names=["zero", "one"], **ABOUT)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == record
     assert set(record) == KEYS and record["schema"] == SCHEMA == "sparring.results/1" and record["seed"] == 4
@@ -562,7 +564,7 @@ def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
 
 def test_a_row_per_example(tmp_path: Path) -> None:
     radius = between("Linf", 18)
-    found = evaluate(MODEL, cut(X, Y, 7), free("Linf", radius), parse_attacks("fgsm"))
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), parse_attacks("fgsm"))
     write_results(tmp_path, found)
     with (tmp_path / "examples.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -581,7 +583,7 @@ def test_a_row_per_example(tmp_path: Path) -> None:
 
 def test_the_gallery_and_what_remains_of_an_old_one(tmp_path: Path) -> None:
     threat = free("Linf", between("Linf", 25))
-    found = evaluate(MODEL, cut(X, Y, 7), threat, [fgsm], curve=(), gallery_size=5)
+    found = measure(MODEL, cut(X, Y, 7), threat, [fgsm], curve=(), gallery_size=5)
     write_results(tmp_path, found)
     with np.load(tmp_path / "gallery.npz", allow_pickle=False) as gallery:
         assert set(gallery) == {
@@ -600,20 +602,20 @@ def test_the_gallery_and_what_remains_of_an_old_one(tmp_path: Path) -> None:
 
 def test_no_gallery_when_nothing_was_attacked_and_no_old_one_remains(tmp_path: Path) -> None:
     (tmp_path / "gallery.npz").write_bytes(b"old")
-    nothing = evaluate(MODEL, [(X, (SCORE <= 0).long())], free("Linf", 0.1), [fgsm], curve=())
+    nothing = measure(MODEL, [(X, (SCORE <= 0).long())], free("Linf", 0.1), [fgsm], curve=())
     write_results(tmp_path, nothing)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.csv", "results.json"]
 
 
 def test_no_gallery_when_nothing_fell_and_no_old_one_remains(tmp_path: Path) -> None:
     (tmp_path / "gallery.npz").write_bytes(b"old")
-    nothing = evaluate(MODEL, cut(X, Y, 7), free("Linf", 1e-9), [fgsm], curve=())
+    nothing = measure(MODEL, cut(X, Y, 7), free("Linf", 1e-9), [fgsm], curve=())
     write_results(tmp_path, nothing)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.csv", "results.json"]
 
 
 def test_a_failing_write_leaves_no_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = evaluate(MODEL, [(X, Y)], free("Linf", between("Linf", 18)), [fgsm], curve=())
+    found = measure(MODEL, [(X, Y)], free("Linf", between("Linf", 18)), [fgsm], curve=())
     write_results(tmp_path, found)
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -629,7 +631,7 @@ def test_attacks_built_by_hand_are_described() -> None:
     def mine(threat: Any) -> Attack:
         return Attack(threat=threat, rule=Ascent(0.5), num_steps=4, start=null)
 
-    found = evaluate(MODEL, [(X, Y)], free("Linf", 0.1), [mine, lambda t: Restarts(pgd(t), 2)], curve=())
+    found = measure(MODEL, [(X, Y)], free("Linf", 0.1), [mine, lambda t: Restarts(pgd(t), 2)], curve=())
     assert [a.name for a in found.attacks] == ["mine", "<lambda>"]
     assert found.attacks[0].settings["num_steps"] == 4 and found.attacks[0].settings["rule"]["step_size"] == 0.5
     assert found.attacks[1].settings["type"] == "Restarts" and found.attacks[1].settings["num"] == 2
@@ -640,5 +642,20 @@ def test_images_of_any_shape(network: nn.Module) -> None:
     x = rand(6, *SHAPE[1:], seed=9)
     y = network(x).argmax(1)
     for kind, mask in itertools.product((Linf, L2), (None, rand(1, *SHAPE[1:], seed=5) < 0.6)):
-        found = evaluate(network, cut(x, y, 4), kind(3.0, low=-1.0, high=2.0, mask=mask), [pgd], curve=())
+        found = measure(network, cut(x, y, 4), kind(3.0, low=-1.0, high=2.0, mask=mask), [pgd], curve=())
         assert found.robust.count < 6 and found.findings == [] and found.gallery["x_adv"].shape[1:] == SHAPE[1:]
+
+
+def test_a_preflight_in_place_of_the_model_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probabilities(x: Tensor) -> Tensor:
+        return MODEL(x).softmax(1)
+
+    threat = free("Linf", between("Linf", 18))
+    whole = measure(probabilities, cut(X, Y, 7), threat, [fgsm])
+    checked = preflight(probabilities, X[:7], Y[:7], threat)
+    monkeypatch.setattr(sys.modules["sparring.evaluation.all_batches"], "preflight", None)
+    found = measure(checked, cut(X, Y, 7), threat, [fgsm])
+    check_same(found, whole)
+    assert found.model is checked.model and [f.name for f in found.findings] == ["probabilities"]
+    with torch.no_grad():
+        torch.testing.assert_close(whole.model(X).exp(), probabilities(X))

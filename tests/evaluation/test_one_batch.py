@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contracts import BALLS, rand, seeded
 from sparring.attacks.catalogue import bim, fgsm, pgd
 from sparring.core.types import AttackResult, Cost, size, take
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.results.statistics import wilson
 from sparring.threats import L2, Linf
 
@@ -67,10 +67,10 @@ def weak(threat: Any) -> Any:
 @pytest.mark.parametrize("batch", [7, NUM])
 def test_the_margin_that_is_left(kind: str, batch: int) -> None:
     radius = 1.001 * float(distance(kind).median())
-    found = evaluate(line, cut(batch), free(kind, radius), [weak, fgsm, weak], curve=())
+    found = measure(line, cut(batch), free(kind, radius), [weak, fgsm, weak], curve=())
     wanted = (1 - radius / distance(kind)).clamp(0, 1) * CORRECT
     torch.testing.assert_close(found.table["margin_left"], wanted, rtol=1e-9, atol=1e-12)
-    once = evaluate(line, cut(batch), free(kind, radius), [weak], curve=()).table["margin_left"]
+    once = measure(line, cut(batch), free(kind, radius), [weak], curve=()).table["margin_left"]
     torch.testing.assert_close(once, (1 - 0.3 * radius / distance(kind)).clamp(0, 1) * CORRECT, rtol=1e-9, atol=1e-12)
     assert bool(((found.table["margin_left"] == 0) == ~found.table["robust"]).all())
 
@@ -88,7 +88,7 @@ def test_only_permitted_points_lower_the_margin(cheat: str) -> None:
 
         return attack
 
-    left = evaluate(line, cut(7), free("Linf", 0.5 * float(distance("Linf").min())), [make]).table["margin_left"]
+    left = measure(line, cut(7), free("Linf", 0.5 * float(distance("Linf").min())), [make]).table["margin_left"]
     assert torch.equal(left, CORRECT.double())
 
 
@@ -96,7 +96,7 @@ def test_a_margin_of_zero_counts_as_gone() -> None:
     def tied(x: Tensor) -> Tensor:
         return torch.zeros(len(x), 2).double() + 0 * x[:, :1]  # argmax takes class 0
 
-    found = evaluate(tied, [(X, torch.zeros(NUM).long())], free("Linf", 0.1), [fgsm], curve=())
+    found = measure(tied, [(X, torch.zeros(NUM).long())], free("Linf", 0.1), [fgsm], curve=())
     assert found.robust.count == NUM and bool((found.table["margin_left"] == 0).all())
 
 
@@ -108,7 +108,7 @@ def test_an_attack_runs_only_where_the_margin_is_near_gone(batch: int) -> None:
     radius = 1.001 * float(distance("Linf").median())
     left = (1 - 0.3 * radius / distance("Linf")).clamp(0, 1)
     standing = CORRECT & (left > 0)
-    found = evaluate(line, cut(batch), free("Linf", radius), [weak, Near(fgsm, 0.6)], curve=())
+    found = measure(line, cut(batch), free("Linf", radius), [weak, Near(fgsm, 0.6)], curve=())
     near = standing & (left <= 0.6)
     fell = near & (distance("Linf") < radius)
     first, second = found.attacks
@@ -121,7 +121,7 @@ def test_an_attack_runs_only_where_the_margin_is_near_gone(batch: int) -> None:
 
 @pytest.mark.parametrize(("near", "ran"), [(None, True), (1.0, True), (0.5, False)])
 def test_the_first_attack_sees_whole_margins(near: float | None, ran: bool) -> None:
-    found = evaluate(line, cut(7), free("Linf", 0.05), [Near(fgsm, near)], curve=())
+    found = measure(line, cut(7), free("Linf", 0.05), [Near(fgsm, near)], curve=())
     (record,) = found.attacks
     right = int(CORRECT.sum())
     assert (record.ran_on, record.skipped) == ((right, 0) if ran else (0, right))
@@ -130,7 +130,7 @@ def test_the_first_attack_sees_whole_margins(near: float | None, ran: bool) -> N
 def test_on_the_curve_the_margin_counts_at_each_radius() -> None:
     radius = 1.001 * float(distance("Linf").median())
     attacks = [weak, Near(fgsm, 0.6)]
-    found = evaluate(line, cut(7), free("Linf", radius), attacks, curve=(0.5, 2.0))
+    found = measure(line, cut(7), free("Linf", radius), attacks, curve=(0.5, 2.0))
     counts = {round(r / radius, 6): share.count for r, share in found.curve}
 
     def stand(factor: float, among: Tensor, left: Tensor) -> Tensor:
@@ -164,8 +164,8 @@ class Bound:
 @pytest.mark.parametrize("batch", [1, 7, NUM])
 def test_certified_examples_need_no_attack(kind: str, batch: int) -> None:
     radius = 1.001 * float(distance(kind).median())
-    plain = evaluate(line, cut(batch), free(kind, radius), [weak, fgsm])
-    found = evaluate(line, cut(batch), free(kind, radius), [weak, fgsm], certify=Bound(kind, 0.3))
+    plain = measure(line, cut(batch), free(kind, radius), [weak, fgsm])
+    found = measure(line, cut(batch), free(kind, radius), [weak, fgsm], certify=Bound(kind, 0.3))
     sure = CORRECT & (distance(kind) - 0.3 / W.norm(p=DUAL[kind]) > radius)
     assert torch.equal(found.table["certified"], sure) and 0 < int(sure.sum()) < found.robust.count
     assert found.certified == wilson(int(sure.sum()), NUM) and plain.certified is None
@@ -181,7 +181,7 @@ def test_certified_examples_need_no_attack(kind: str, batch: int) -> None:
 def test_certified_with_radii_of_their_own() -> None:
     radius = torch.linspace(0.02, 0.4, NUM, dtype=torch.float64).flip(0)
     for batch in (1, 7, NUM):
-        found = evaluate(line, cut(batch), free("Linf", radius), [pgd], certify=Bound("Linf"), curve=(0.5, 1.5))
+        found = measure(line, cut(batch), free("Linf", radius), [pgd], certify=Bound("Linf"), curve=(0.5, 1.5))
         robust = CORRECT & (distance("Linf") > radius)
         assert torch.equal(found.table["robust"], robust) and torch.equal(found.table["certified"], robust)
         exact = [int((CORRECT & (distance("Linf") > f * radius)).sum()) for f in (0.5, 1, 1.5)]
@@ -190,9 +190,9 @@ def test_certified_with_radii_of_their_own() -> None:
 
 
 def test_what_is_wrong_or_no_number_is_not_certified() -> None:
-    found = evaluate(line, cut(7), free("Linf", 0.1), [fgsm], curve=(), certify=lambda m, x, y, t: y / 0.0 * 0)
+    found = measure(line, cut(7), free("Linf", 0.1), [fgsm], curve=(), certify=lambda m, x, y, t: y / 0.0 * 0)
     assert not found.table["certified"].any()
-    everything = evaluate(line, cut(7), free("Linf", 9.0), [fgsm], curve=(), certify=lambda m, x, y, t: 1.0 + y)
+    everything = measure(line, cut(7), free("Linf", 9.0), [fgsm], curve=(), certify=lambda m, x, y, t: 1.0 + y)
     assert torch.equal(everything.table["certified"], CORRECT) and everything.attacks[0].ran_on == 0
     assert everything.robust.count == everything.clean.count
 
@@ -200,7 +200,7 @@ def test_what_is_wrong_or_no_number_is_not_certified() -> None:
 @pytest.mark.parametrize("bound", [lambda m, x, y, t: torch.ones(1), lambda m, x, y, t: [1.0] * len(y)])
 def test_a_bound_of_another_shape_is_refused(bound: Any) -> None:
     with pytest.raises(ValueError, match=r"certify returned .*expected a lower bound of the margin for each example"):
-        evaluate(line, cut(NUM), free("Linf", 0.1), [fgsm], certify=bound)
+        measure(line, cut(NUM), free("Linf", 0.1), [fgsm], certify=bound)
 
 
 def test_a_certificate_may_not_harm_model_or_inputs() -> None:
@@ -216,7 +216,7 @@ def test_a_certificate_may_not_harm_model_or_inputs() -> None:
         return -torch.ones(len(y))
 
     before = [x.clone() for x, _ in cut(7)]
-    evaluate(model, cut(7), free("Linf", 0.1), [fgsm], certify=harmful)
+    measure(model, cut(7), free("Linf", 0.1), [fgsm], certify=harmful)
     assert {mode for mode, _ in seen} == {False} and model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(a, b) for a, (b, _) in zip(before, cut(7), strict=True))
     assert torch.equal(state, torch.get_rng_state())
@@ -232,8 +232,8 @@ def test_no_attack_breaks_what_interval_bounds_certify(kind: Any) -> None:
         y = net(x).argmax(1)
     threat = kind({Linf: 0.01, L2: 0.03}[kind])
     attacks = [lambda t: pgd(t, num_steps=20, restarts=3), fgsm]
-    plain = evaluate(net, cut(50, x, y), threat, attacks, curve=())
-    found = evaluate(net, cut(50, x, y), threat, attacks, curve=(), certify=certificates.interval_margin)
+    plain = measure(net, cut(50, x, y), threat, attacks, curve=())
+    found = measure(net, cut(50, x, y), threat, attacks, curve=(), certify=certificates.interval_margin)
     sure = found.table["certified"]
     assert 20 < int(sure.sum()) <= plain.robust.count < 200
     assert not (sure & ~plain.table["robust"]).any()

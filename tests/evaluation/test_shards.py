@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import shard_worker
 from alike import check_same
 from shard_worker import counting, judged
+from sparring.core.machine import Machine
 from sparring.evaluation import shards
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="no gloo, no SIGKILL")
@@ -74,18 +76,15 @@ def test_a_process_that_dies_is_noticed(outcomes: tuple[Path, list]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shard", "parts", "sentence"),
+    ("parts", "sentence"),
     [
-        ((2, 2), True, "expected .rank, world. with rank from 0"),
-        ((-1, 2), True, "expected .rank, world."),
-        ((0, 0), True, "expected .rank, world."),
-        ((0, 2), False, "needs `parts`, a folder that all processes see"),
-        ((0, 2), True, "with no process group: .*torchrun --nproc-per-node 2"),
+        (False, "needs `keep`, a folder that all processes see"),
+        (True, "process 0 of 2 with no process group: .*torchrun --nproc-per-node 2"),
     ],
 )
-def test_shards_that_cannot_be(tmp_path: Path, shard: tuple[int, int], parts: bool, sentence: str) -> None:
+def test_shards_that_cannot_be(tmp_path: Path, parts: bool, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        judged(tmp_path / "parts" if parts else None, shard=shard)
+        judged(tmp_path / "parts" if parts else None, machine=Machine(torch.device("cpu"), 0, 2))
     assert not (tmp_path / "parts").exists()
 
 

@@ -19,7 +19,7 @@ from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, pars
 from sparring.certify import SmoothedNet, SmoothingBound, interval_margin, supported
 from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.measure import Evaluation, evaluate
+from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.preflight import preflight
 from sparring.evaluation.shelf import OtherSettings, Shelf
 from sparring.modalities.images import Batches, build, from_file, load_weights, scale
@@ -96,7 +96,8 @@ def assess(
     for count, what in ((num_examples, "the number of examples"), (batch_size, "the batch size")):
         if count < 1:
             raise ValueError(f"{what} must be at least 1; got {count}")
-    dataset, on = load_data(data), find_machine(device).device
+    dataset, machine = load_data(data), find_machine(device)
+    on = machine.device
     sides = {"test": (dataset.x_test, dataset.y_test), "train": (dataset.x_train, dataset.y_train)}
     if split not in sides:
         raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
@@ -104,16 +105,16 @@ def assess(
     model, ball, batches = subject.model.to(on), parse_threat(threat), Batches(x, y, batch_size)
     first = preflight(model, *next(iter(batches)), ball)
     bound, no_certificate = _certificate(certify, first.model, ball, smooth)
-    model = SmoothedNet(first.model, smooth) if smooth else model  # else `evaluate` wraps it, and tells
+    model = SmoothedNet(first.model, smooth) if smooth else model  # else `measure` wraps it, and tells
     attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     shelf = Shelf(out / "parts", {})
     evaluation = _evaluate(
         shelf, model, batches, ball, attacks, seed=seed, certify=bound, observe=observe,
-        curve_attacks=_for_curve(attacks),
+        curve_stages=_for_curve(attacks), machine=machine,
         about=json.dumps([dataset.name, split, len(y), batch_size, digest, _code(subject.architecture)]),
     )  # fmt: skip
-    if find_machine(device).rank:
+    if machine.rank:
         return None
     evaluation.findings += first.findings if smooth else ()
     names = list(dataset.class_names)
@@ -151,13 +152,13 @@ def _for_curve(attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
 
 
 def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
-    """`evaluate`, going on where the shelf ends; parts of other settings are thrown away."""
+    """`measure`, going on where the shelf ends; parts of other settings are thrown away."""
     try:
-        return evaluate(*arguments, parts=shelf.folder, **options)
+        return measure(*arguments, keep=shelf.folder, **options)
     except OtherSettings:
         if find_machine().rank == 0:  # the others wait for it at the start of the second call
             shelf.clear()
-        return evaluate(*arguments, parts=shelf.folder, **options)
+        return measure(*arguments, keep=shelf.folder, **options)
 
 
 def _certificate(how: str, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:

@@ -23,7 +23,7 @@ from sparring.app.settings import Experiment
 from sparring.attacks.text import parse_attacks
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.modalities.images import Batches, Dataset, build, from_file, hold_out, load_weights
 from sparring.modalities.images import load as load_data
@@ -192,7 +192,7 @@ def _run(
         raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
 
     def validate(candidate: Any) -> dict[str, float]:
-        found = evaluate(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())
+        found = measure(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())
         return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
 
     saved = time.monotonic()

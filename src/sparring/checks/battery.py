@@ -65,12 +65,12 @@ def examine(
 
     >>> from sparring import Linf, pgd
     >>> from sparring.results.findings import verdict
-    >>> from sparring.evaluation.measure import evaluate
+    >>> from sparring.evaluation.measure import measure
     >>> def rounds(v):
     ...     return torch.stack([(4 * v).round().sum(1), 8 + 0 * v[:, 0]], 1)
     >>> x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     >>> y, threat = rounds(x).argmax(1), Linf(0.2)
-    >>> verdict(examine(rounds, x, y, threat, evaluate(rounds, [(x, y)], threat, [pgd])))
+    >>> verdict(examine(rounds, x, y, threat, measure(rounds, [(x, y)], threat, [pgd])))
     'INVALID'
     """
     table = evaluation.table

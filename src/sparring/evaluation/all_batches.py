@@ -15,7 +15,7 @@ from sparring.core.types import Cost, Inputs, Model, device_of, size, take
 from sparring.evaluation.fingerprint import describe, digest, digest_of_model, digest_of_package
 from sparring.evaluation.one_batch import Plan, judge
 from sparring.evaluation.parts import Part
-from sparring.evaluation.preflight import check_data, preflight
+from sparring.evaluation.preflight import Preflight, check_data, preflight
 from sparring.evaluation.shards import Crew
 from sparring.evaluation.shelf import Key, Shelf
 from sparring.evaluation.verify import AttackRecord, Batch
@@ -53,8 +53,11 @@ class Walk:
     planned: int = 0
     batches: int | None = None
     cost: Cost = field(default_factory=Cost)
+    model: Any = None
 
-    def over(self, model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Iterator[tuple[Key, Part | None]]:
+    def over(
+        self, model: Model | Preflight, batches: Iterable[tuple[Inputs, Tensor]]
+    ) -> Iterator[tuple[Key, Part | None]]:
         """For each batch what its part is known by, and the part, None where another process computes it."""
         self._count(batches)
         number = 0
@@ -63,14 +66,14 @@ class Walk:
             if number and not size(x):
                 continue
             if number == 0:
-                checked = preflight(model, x, y, self.plan.threat)
-                model, findings = checked.model, list(checked.findings)
+                checked = model if isinstance(model, Preflight) else preflight(model, x, y, self.plan.threat)
+                self.model, findings = checked.model, list(checked.findings)
             key = Key(number, self.done, digest(x, y) if self.shelf else "")
             part = None
             if self.crew.mine(number):
                 part = self.shelf.read(key) if self.shelf else None
                 if part is None:
-                    part = self._compute(key, model, x, y, [] if number else findings)
+                    part = self._compute(key, self.model, x, y, [] if number else findings)
                 self.cost = self.cost.plus(part.cost)
             self.done += size(x)
             if part:

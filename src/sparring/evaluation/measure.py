@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.core.machine import Machine
 from sparring.core.types import Cost, Inputs, Model
 from sparring.evaluation.all_batches import Progress, Walk, settings_of
 from sparring.evaluation.bounds import Certify
 from sparring.evaluation.fingerprint import describe, name_of
 from sparring.evaluation.one_batch import Plan, make_plan
 from sparring.evaluation.parts import Part, merge
+from sparring.evaluation.preflight import Preflight
 from sparring.evaluation.shards import joined
 from sparring.evaluation.shelf import Shelf
 from sparring.evaluation.verify import REJECTIONS, AttackRecord, MakeAttack
@@ -24,6 +26,7 @@ from sparring.results.findings import Finding
 from sparring.results.statistics import Share, wilson
 from sparring.threats.base import ThreatModel
 
+ALONE = Machine(torch.device("cpu"))
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
 
@@ -36,9 +39,11 @@ class Evaluation:
     broken_by (number of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size, margin_left.
     margin_left: share of the clean margin (logit of the label minus the largest other) that is left at the worst
     permitted point an attack has shown: 1 untouched, 0 broken or wrong from the start. certified: None when no
-    certificate was asked for. gallery: some turned examples. seconds: of work, all processes together.
+    certificate was asked for. gallery: some turned examples. model: the one
+    that was attacked, after `preflight`. seconds: of work, all processes together.
     """
 
+    model: Model
     threat: ThreatModel
     seed: int
     clean: Share
@@ -57,37 +62,38 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(
-    model: Model,
+def measure(
+    model: Model | Preflight,
     batches: Iterable[tuple[Inputs, Tensor]],
     threat: ThreatModel,
-    attacks: Sequence[MakeAttack],
+    stages: Sequence[MakeAttack],
     *,
     seed: int = 0,
     curve: Sequence[float] = CURVE,
-    curve_attacks: Sequence[MakeAttack] | None = None,
+    curve_stages: Sequence[MakeAttack] | None = None,
     certify: Certify | None = None,
     gallery_size: int = 12,
-    parts: Path | None = None,
+    keep: Path | None = None,
     about: str = "",
-    shard: tuple[int, int] | None = None,
+    machine: Machine = ALONE,
     observe: Callable[[Progress], object] | None = None,
 ) -> Evaluation:
     """Clean accuracy, and the share of examples that every attack leaves right.
 
-    batches: (x, y) pairs; attacks: functions from a threat model to an attack, run in order, each on what still stands;
+    model: what `preflight` made of it goes, too, and is not looked at again.
+    batches: (x, y) pairs; stages: functions from a threat model to an attack, run in order, each on what still stands;
     one with an attribute `near` only where `margin_left` is at most that. Every result is realized and shown to the
     model again in its full precision; it counts when it lies in the set and in the valid domain, is finite, and still
     fools. A preflight looks at the first batch, and may wrap the model. The curve: larger radii are tried on what
-    stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_attacks`
-    (default: `attacks`). certify: (model, x, y, threat) -> a lower bound of each margin; what is right with a bound
+    stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_stages`
+    (default: `stages`). certify: (model, x, y, threat) -> a lower bound of each margin; what is right with a bound
     above 0 is certified, and is not attacked at this radius or a smaller one.
 
-    parts: a folder; every finished batch is kept there, and a later call with the same settings and batches goes on
+    keep: a folder; every finished batch is kept there, and a later call with the same settings and batches goes on
     where this one ended. `about` says what the settings cannot: where a model that is no Module comes from, which code
-    a hand-written attack runs. shard: (rank, world), with `parts` on a file system that all processes share: this one
-    computes the batches rank, rank + world, ..., waits for the others and returns the whole, as they do; given
-    `parts`, the default is what torch.distributed was initialised with.
+    a hand-written attack runs. machine: which of several processes this one is, with `keep` on a file system that
+    all of them share: this one computes the batches rank, rank + world, ..., waits for the others and returns the
+    whole, as they do. Model and batches stay on the device where they are.
 
     Batches may come from a stream that can be read once. Verdicts depend on (seed, position of the example), not on
     batch size or shards. Raises PreflightError, ValueError (OtherSettings among them), TypeError, and RuntimeError
@@ -95,13 +101,14 @@ def evaluate(
 
     >>> from sparring import Linf, fgsm
     >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
-    >>> evaluate(model, data, Linf(0.1), [fgsm]).robust.n
+    >>> measure(model, data, Linf(0.1), [fgsm]).robust.n
     8
     """
-    plan = make_plan(threat, attacks, curve, curve_attacks or attacks, certify, gallery_size)
-    shelf = Shelf(parts, settings_of(plan, model, seed, about)) if parts else None
+    plan = make_plan(threat, stages, curve, curve_stages or stages, certify, gallery_size)
+    looked_at = model.model if isinstance(model, Preflight) else model
+    shelf = Shelf(keep, settings_of(plan, looked_at, seed, about)) if keep else None
     started = time.monotonic()
-    with joined(shard, shelf) as crew:
+    with joined((machine.rank, machine.world), shelf) as crew:
         walk = Walk(plan, seed, shelf, crew, observe)
         if shelf is None or crew.world == 1:
             total = merge((part for _, part in walk.over(model, batches) if part), gallery_size)
@@ -110,10 +117,10 @@ def evaluate(
             crew.wait(time.monotonic() - started)
             total = merge((shelf.require(key) for key in keys), gallery_size)
             crew.wait(0.0)  # nobody may clear the folder while others read
-    return _result(plan, seed, total)
+    return _result(plan, seed, total, walk.model)
 
 
-def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
+def _result(plan: Plan, seed: int, total: Part, model: Model) -> Evaluation:
     """Adds everything up."""
     table, threat = total.columns, plan.threat
     correct, robust, num = table["correct"], table["robust"], len(table["label"])
@@ -127,6 +134,7 @@ def _result(plan: Plan, seed: int, total: Part) -> Evaluation:
     curve += [(factor * radius, wilson(int(stands.sum()), num)) for factor, stands in total.stands_at.items()]
     certify = plan.certify
     return Evaluation(
+        model=model,
         threat=threat, seed=seed, clean=wilson(right, num), robust=wilson(left, num),
         certified=wilson(int(table["certified"].sum()), num) if certify else None,
         certification={"name": name_of(certify), "settings": _settings(certify)} if certify else None,

@@ -77,21 +77,17 @@ class Crew:
 
 
 @contextmanager
-def joined(shard: tuple[int, int] | None, shelf: Shelf | None) -> Iterator[Crew]:
+def joined(shard: tuple[int, int], shelf: Shelf | None) -> Iterator[Crew]:
     """The processes of an evaluation, agreed about what they do. Raises ValueError for a shard that cannot be."""
     running = dist.is_available() and dist.is_initialized()
-    if shard is None:
-        shard = (dist.get_rank(), dist.get_world_size()) if running and shelf else (0, 1)
     rank, world = shard
-    if not 0 <= rank < world:
-        raise ValueError(f"shard={shard}; expected (rank, world) with rank from 0 to world - 1")
     if world > 1 and shelf is None:
-        raise ValueError("a shared evaluation needs `parts`, a folder that all processes see: its parts meet there")
+        raise ValueError("a shared evaluation needs `keep`, a folder that all processes see: its parts meet there")
     if world > 1 and not (running and dist.get_world_size() == world):
         there = f"a group of {dist.get_world_size()}" if running else "no process group"
         raise ValueError(
-            f"shard={shard} with {there}: the processes wait for one another, so torch.distributed must be initialised "
-            f"with all {world}, such as by torchrun --nproc-per-node {world}"
+            f"process {rank} of {world} with {there}: the processes wait for one another, so torch.distributed "
+            f"must be initialised with all {world}, such as by torchrun --nproc-per-node {world}"
         )
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE)) if world > 1 else None
     crew = Crew(rank, world, group)
