@@ -25,7 +25,7 @@ from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.text import parse_attacks
 from sparring.modalities.images import load as load_data
 from sparring.modalities.images.data import scale
-from sparring.threats import L2, parse_threat
+from sparring.threats import L2, make_threat
 
 CHUNK = 250
 METHODS = ("reference-0", "reference-1", "autoattack", "fast")
@@ -36,7 +36,7 @@ def part(run: Path, method: str, first: int, last: int) -> dict[str, Any]:
     config = runs.read_config(run)
     spec = str(config.model)
     model = runs.load(run, "best", model=spec if ":" in spec else None).eval()
-    dataset, threat = load_data(config.data), parse_threat(config.threat)
+    dataset, threat = load_data(config.data), make_threat(config.threat)
     x, y = scale(dataset.x_test[first:last]), dataset.y_test[first:last]
     if method in PROTOCOLS:
         return ours(model, x, y, threat, method)

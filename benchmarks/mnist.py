@@ -32,7 +32,7 @@ from sparring.evaluation.measure import MakeAttack, measure
 from sparring.modalities.images import Batches, load
 from sparring.modalities.images.data import scale
 from sparring.results.statistics import wilson
-from sparring.threats import parse_threat
+from sparring.threats import make_threat
 from sparring.threats.base import ThreatModel
 
 STEPS = {"radius/40": 1 / 40, "radius/10": 1 / 10, "radius/3": 1 / 3}
@@ -105,7 +105,7 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace, line
             record |= {"forwards": 0, "backwards": 0, "rejected": {}}
         if record is None:
             batches = Batches(x[standing], y[standing], args.batch_size)
-            found = measure(model, batches, parse_threat(args.threat), [attack], seed=seed, curve=(), gallery_size=0)
+            found = measure(model, batches, make_threat(args.threat), [attack], seed=seed, curve=(), gallery_size=0)
             record = lines.add(
                 {
                     **own,

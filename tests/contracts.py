@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from sparring.attacks.text import ATTACKS as NAMED
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, dlr, kl, margin
-from sparring.core.types import Attacker, take
-from sparring.threats import L1, L2, Ball, Linf
+from sparring.core.types import Attacker
+from sparring.threats import L1, L2, Ball, Linf, ThreatModel
 from sparring.training.recipes import RECIPES as RECIPES
 
 SHAPE = (3, 2, 5, 7)
@@ -116,7 +116,7 @@ def _attacks() -> dict[str, Callable[[Any], Attacker]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class Words(ThreatModel):
     """At most `radius` tokens of a sentence may each be exchanged for one of its C permitted substitutes.
 
     x: {"ids": (B, T) int64, "mask": (B, T) bool, True on real tokens}. z (B, T, C): how much of each substitute takes
@@ -170,9 +170,6 @@ class Words:
         changed = adversarial["ids"] != x["ids"]
         few = changed.sum(1) <= torch.as_tensor(self.radius)
         return (permitted & (x["mask"] | ~changed)).all(1) & few & (adversarial["mask"] == x["mask"]).all(1)
-
-    def take(self, index: Tensor) -> Words:
-        return replace(self, radius=take(self.radius, index)) if isinstance(self.radius, Tensor) else self
 
     def _choices(self, x: Mapping[str, Tensor]) -> Tensor:
         """(B, T, 1 + C) the token itself and its substitutes."""

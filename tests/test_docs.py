@@ -186,10 +186,10 @@ def test_how_to_choose_knows_the_intervals() -> None:
 
 
 def test_every_recipe_and_threat_that_how_to_choose_names_exists() -> None:
-    from sparring import parse_threat
+    from sparring import make_threat
     from sparring.training.recipes import RECIPES
 
     threats = re.findall(r"`((?:linf|l2):[^`]+)`", CHOICES)
-    assert threats and all(parse_threat(text.replace("R", "1")).radius > 0 for text in threats)
+    assert threats and all(make_threat(text.replace("R", "1")).radius > 0 for text in threats)
     recipes = set(re.findall(r"--recipe (\S+)", CHOICES))
     assert recipes and recipes <= set(RECIPES)

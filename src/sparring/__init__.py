@@ -13,11 +13,11 @@ from sparring.attacks.eot import Averaged as Averaged
 from sparring.attacks.fab import fab as fab
 from sparring.attacks.fab import fab_t as fab_t
 from sparring.attacks.loop import Attack as Attack
-from sparring.attacks.loop import null as null
-from sparring.attacks.loop import uniform as uniform
 from sparring.attacks.smooth import smooth as smooth
 from sparring.attacks.sparse import slide as slide
 from sparring.attacks.square import square as square
+from sparring.attacks.starts import null as null
+from sparring.attacks.starts import uniform as uniform
 from sparring.attacks.text import parse_attacks as parse_attacks
 from sparring.certify.interval import interval_margin as interval_margin
 from sparring.checks.battery import examine as examine
@@ -38,7 +38,7 @@ from sparring.threats import Ball as Ball
 from sparring.threats import Linf as Linf
 from sparring.threats import ThreatModel as ThreatModel
 from sparring.threats import check_threat as check_threat
-from sparring.threats import parse_threat as parse_threat
+from sparring.threats import make_threat as make_threat
 from sparring.training.loop import train as train
 from sparring.training.recipes import mixed as mixed
 from sparring.training.recipes import pgd_at as pgd_at

@@ -27,7 +27,8 @@ from contracts import (
     words,
 )  # fmt: skip
 from sparring.attacks.catalogue import bim, fgsm, gradient_ascent, mi_fgsm, pgd
-from sparring.attacks.loop import Attack, Gaussian, Given, Null, Problem, Seen, null
+from sparring.attacks.loop import Attack, Problem, Seen
+from sparring.attacks.starts import Gaussian, Given, Null, null
 from sparring.attacks.steps import Ascent, RawAscent
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, kl, margin, targeted

@@ -19,7 +19,8 @@ from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded, stream
 from sparring.attacks.adaptive_l1 import ShrinkingRadius, SparseAPGD
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.autoattack import apgd, apgd_t
-from sparring.attacks.loop import Attack, Gaussian, Given, Null, Problem, Seen
+from sparring.attacks.loop import Attack, Problem, Seen
+from sparring.attacks.starts import Gaussian, Given, Null
 from sparring.core.objectives import cross_entropy, dlr, margin
 from sparring.core.types import Cost, take
 from sparring.threats import L1, L2, Linf, inside

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from contracts import BALLS, SHAPE, rand, seeded, stream, words
 from sparring.attacks.adaptive_l1 import SparseAPGD
 from sparring.attacks.auto_pgd import APGD
-from sparring.attacks.autoattack import OnTheEdge, apgd, apgd_t
-from sparring.attacks.loop import Gaussian
+from sparring.attacks.autoattack import apgd, apgd_t
 from sparring.attacks.plans import PROTOCOLS
+from sparring.attacks.starts import Gaussian, OnTheEdge
 from sparring.attacks.text import NamedAttack, parse_attacks
 from sparring.core.objectives import cross_entropy, dlr, targeted
+from sparring.core.types import take
 from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.threats import L1, L2, Linf, inside
@@ -138,7 +139,7 @@ def test_the_start_is_on_the_edge_and_then_cut_by_the_box(norm: str) -> None:
     assert bool((boxed.size(x, start)[2:] < radii[2:]).all()) or norm == "Linf"
     assert not torch.equal(edge, OnTheEdge()(free, x, stream(3, seed=1)))
     one_at_a_time = [
-        OnTheEdge()(boxed.take(row), x[row], stream(3).take(row)) for row in torch.arange(3).split(1)
+        OnTheEdge()(take(boxed, row), x[row], stream(3).take(row)) for row in torch.arange(3).split(1)
     ]  # fmt: skip
     torch.testing.assert_close(torch.cat(one_at_a_time), start)
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
 from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import CATALOGUE, bim, fgsm, mi_fgsm, pgd
-from sparring.attacks.loop import Attack, uniform
+from sparring.attacks.loop import Attack
 from sparring.attacks.plans import PROTOCOLS
+from sparring.attacks.starts import uniform
 from sparring.attacks.steps import Ascent
 from sparring.attacks.text import ATTACKS, DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
 from sparring.core.objectives import dlr, kl, margin

@@ -16,9 +16,10 @@ from sparring.attacks.autoattack import apgd, apgd_t
 from sparring.attacks.catalogue import bim, pgd
 from sparring.attacks.eot import Averaged, MeanOver
 from sparring.attacks.fab import fab_t
-from sparring.attacks.loop import Attack, Null, Problem, Seen
+from sparring.attacks.loop import Attack, Problem, Seen
 from sparring.attacks.smooth import SmoothBackward
 from sparring.attacks.square import square
+from sparring.attacks.starts import Null
 from sparring.core.objectives import TargetedDLR, cross_entropy, dlr, kl, margin, targeted
 from sparring.core.types import Cost, take
 from sparring.threats import L1, L2, Linf, inside

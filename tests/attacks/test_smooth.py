@@ -18,7 +18,8 @@ from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.autoattack import apgd
 from sparring.attacks.catalogue import pgd
 from sparring.attacks.loop import Attack
-from sparring.attacks.smooth import Corner, SmoothBackward, _SmoothBackward, smooth
+from sparring.attacks.smooth import SmoothBackward, _SmoothBackward, smooth
+from sparring.attacks.starts import Corner
 from sparring.core.objectives import cross_entropy, dlr, margin
 from sparring.core.types import Cost, take
 from sparring.threats import L1, L2, Linf, inside
@@ -151,7 +152,7 @@ def test_two_layers_by_hand(name: str) -> None:
     signal = net.b.weight[rival] - net.b.weight[LABELS]
     want = ((signal * torch.sigmoid(7.0 * v)) @ net.a.weight).detach()
     step = pgd(L2(0.01, low=None, high=None), num_steps=1, step=1.0, objective=margin, keep="last")
-    from sparring.attacks.loop import Null
+    from sparring.attacks.starts import Null
 
     attack = Attack(threat=step.threat, rule=step.rule, num_steps=1, objective=margin, start=Null(), keep="last")  # type: ignore[attr-defined]
     z = SmoothBackward(attack, 7.0)(net, x, LABELS).z.flatten(1)
@@ -287,7 +288,7 @@ def test_corners_of_other_sets(threat: Any) -> None:
     if isinstance(threat, L1):
         assert (z != 0).flatten(1).sum(1).tolist() == [1, 1, 1]
     rows = torch.tensor([2, 0])
-    torch.testing.assert_close(Corner()(threat.take(rows), x[rows], stream(3).take(rows)), z[rows])
+    torch.testing.assert_close(Corner()(take(threat, rows), x[rows], stream(3).take(rows)), z[rows])
 
 
 @pytest.mark.parametrize("kind", BALLS)

@@ -18,6 +18,7 @@ from contracts import FLAT, SHAPE, rand, seeded, stream, words_case
 from sparring import pgd
 from sparring.certify import RULES, interval_margin, propagate, supported
 from sparring.core.objectives import margin
+from sparring.core.types import take
 from sparring.modalities.images import Normalize, mlp
 from sparring.modalities.images.models import Block, GlobalMean
 from sparring.threats import L1, L2, Ball, Linf, inside
@@ -96,10 +97,10 @@ def points(threat: Ball, x: Tensor) -> list[Tensor]:
 def lowest_margin(model: nn.Module, x: Tensor, y: Tensor, threat: Ball, copies: int = 100) -> Tensor:
     """(B,) the smallest margin of 12 * copies points and of PGD on the margin from `copies` // 10 starts."""
     index = torch.arange(len(x)).repeat_interleave(copies)
-    many, lowest = threat.take(index), torch.full((len(x),), math.inf, dtype=x.dtype)
+    many, lowest = take(threat, index), torch.full((len(x),), math.inf, dtype=x.dtype)
     candidates = [many.realize(x[index], z) for z in points(many, x[index])]
     start = torch.arange(len(x)).repeat_interleave(copies // 10)
-    attack = pgd(threat.take(start), num_steps=20, objective=margin, keep="highest_loss")
+    attack = pgd(take(threat, start), num_steps=20, objective=margin, keep="highest_loss")
     candidates.append(attack(model, x[start], y[start], noise=stream(len(start))).x_adv)
     for some in candidates:
         rows = index if len(some) == len(index) else start
@@ -145,7 +146,7 @@ def test_every_kind_of_ball(norm: str, case: str) -> None:
     assert bool((bound <= lowest_margin(model, x, LABELS, threat, copies=20)).all())
     for rows in ([2, 0], [1]):
         some = torch.tensor(rows)
-        alone = interval_margin(model, x[some], LABELS[some], threat.take(some))
+        alone = interval_margin(model, x[some], LABELS[some], take(threat, some))
         torch.testing.assert_close(alone, bound[some], rtol=1e-12, atol=1e-12)
 
 

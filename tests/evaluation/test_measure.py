@@ -21,7 +21,8 @@ from alike import check_same
 from contracts import BALLS, NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, words
 from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import bim, fgsm, gradient_ascent, pgd
-from sparring.attacks.loop import Attack, null
+from sparring.attacks.loop import Attack
+from sparring.attacks.starts import null
 from sparring.attacks.steps import Ascent
 from sparring.attacks.text import parse_attacks
 from sparring.core.model_state import attack_mode

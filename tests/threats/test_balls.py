@@ -13,7 +13,8 @@ from torch import Tensor
 
 from contracts import BALLS, SHAPE, THREATS, rand, stream
 from sparring.core.noise import Noise
-from sparring.threats import L2, Ball, Linf, check_threat, format_threat, inside, parse_threat
+from sparring.core.types import take
+from sparring.threats import L2, Ball, Linf, check_threat, inside, make_threat, threat_text
 
 
 @pytest.mark.parametrize("name", THREATS)
@@ -83,15 +84,15 @@ def test_numbers_and_tensors_bound_alike(kind: str) -> None:
 def test_take(kind: str) -> None:
     order = torch.tensor([2, 0])
     radius, mask = torch.tensor([0.1, 0.2, 0.3]), rand(*SHAPE) < 0.5
-    part = BALLS[kind](radius, mask=mask).take(order)
+    part = take(BALLS[kind](radius, mask=mask), order)
     assert isinstance(part.radius, Tensor)
     assert part.radius.tolist() == radius[order].tolist()
     assert part.mask is not None
     assert torch.equal(part.mask, mask[order])
     shared: Ball = BALLS[kind](0.1, mask=mask[:1])
-    assert shared.take(order) is shared
+    assert take(shared, order) is shared
     scalar: Ball = BALLS[kind](torch.tensor(0.1))
-    assert scalar.take(order) is scalar
+    assert take(scalar, order) is scalar
 
 
 @pytest.mark.parametrize(
@@ -159,16 +160,16 @@ bounds = st.one_of(
 def test_text_round_trip(kind: type[Ball], radius: float, box: tuple[float | None, float | None]) -> None:
     assume(kind is not Linf or box[0] is None or box[1] is None or radius < box[1] - box[0])
     threat = kind(radius, low=box[0], high=box[1])
-    assert parse_threat(format_threat(threat)) == threat
+    assert make_threat(threat_text(threat)) == threat
 
 
 def test_format_is_what_people_write() -> None:
-    assert format_threat(Linf(8 / 255)) == "linf:8/255"
-    assert format_threat(L2(0.5)) == "l2:0.5"
-    assert format_threat(Linf(0.1, low=None, high=None)) == "linf:0.1,box=none"
-    assert format_threat(L2(1, low=-3, high=3)) == "l2:1,box=-3..3"
-    assert parse_threat("  LINF:8/255 ") == Linf(8 / 255)
-    assert parse_threat("l2:1,box=-3..3") == L2(1.0, low=-3.0, high=3.0)
+    assert threat_text(Linf(8 / 255)) == "linf:8/255"
+    assert threat_text(L2(0.5)) == "l2:0.5"
+    assert threat_text(Linf(0.1, low=None, high=None)) == "linf:0.1,box=none"
+    assert threat_text(L2(1, low=-3, high=3)) == "l2:1,box=-3..3"
+    assert make_threat("  LINF:8/255 ") == Linf(8 / 255)
+    assert make_threat("l2:1,box=-3..3") == L2(1.0, low=-3.0, high=3.0)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +182,9 @@ def test_format_is_what_people_write() -> None:
     ],
 )
 def test_what_has_no_text_is_never_shown_as_another_threat(threat: Ball) -> None:
-    text = format_threat(threat)
+    text = threat_text(threat)
     try:
-        read = parse_threat(text)
+        read = make_threat(text)
     except ValueError:
         return
     assert (read.low, read.high) == (threat.low, threat.high)
@@ -192,22 +193,26 @@ def test_what_has_no_text_is_never_shown_as_another_threat(threat: Ball) -> None
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("l7:0.5", "'l7:0.5' is not NAME:RADIUS with NAME one of linf, l2"),
-        ("linf", "not NAME:RADIUS"),
-        ("linf:", "not NAME:RADIUS"),
-        ("", "not NAME:RADIUS"),
-        ("linf:eight", "'eight' is not a number; right ones: linf:8/255"),
+        ("l7:0.5", "threat 'l7' is unknown; there are linf, l2, l1, or FILE.py:FUNCTION"),
+        ("linf", "threat 'linf' lacks its radius, a number such as 0.3 or 8/255; write linf:RADIUS"),
+        ("linf:", "radius='' is not a number such as 0.3 or 8/255"),
+        ("", "threat '' is unknown; there are linf, l2, l1"),
+        ("linf:eight", "threat 'linf:eight': radius='eight' is not a number such as 0.3 or 8/255"),
         ("linf:8/0", "'8/0' is not a number"),
         ("linf:0", "the radius must be above 0"),
         ("linf:-8/255", "the radius must be above 0"),
         ("linf:nan", "the radius must be above 0"),
-        ("linf:0.1,box=3", "box must be LOW..HIGH or none, got '3'"),
+        ("linf:0.1,box=3", "box='3' is not LOW..HIGH or none"),
         ("linf:0.1,box=1..0", "the box is empty, 1 is not below 0"),
-        ("linf:0.1,box=", "is no option"),
-        ("linf:0.1,low=0", "'low=0' is no option; the only one is box=LOW..HIGH or box=none"),
-        ("linf:0.1,box=..1", "'' is not a number"),
+        ("linf:0.1,box=", "box='' is not LOW..HIGH or none"),
+        ("linf:0.1,low=0", "has no option 'low'; it takes radius, box"),
+        ("linf:0.1,box=..1", "box='..1' is not LOW..HIGH or none"),
+        ("linf:8", "threat 'linf:8': with this radius every input may become any other; did you mean linf:8/255"),
+        ("linf:300/255", "with this radius every input may become any other$"),
+        ("linf:6,box=-3..3", "with this radius every input may become any other; did you mean linf:6/255"),
+        ("linf:0.1,linf:0.2", "names several things"),
     ],
 )
 def test_text_errors(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        parse_threat(text)
+        make_threat(text)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from contracts import SHAPE, THREATS, rand, stream
-from sparring import L1, check_threat, parse_threat
-from sparring.threats import Ball, format_threat, inside
+from sparring import L1, check_threat, make_threat
+from sparring.threats import Ball, inside, threat_text
 
 MASK = rand(1, *SHAPE[1:], seed=5) < 0.6
 MASKS = rand(*SHAPE, seed=6) < 0.6
@@ -123,9 +123,9 @@ def test_random_starts_fill_the_ball_of_the_mask() -> None:
 
 
 def test_as_text() -> None:
-    assert parse_threat("l1:12") == L1(12.0)
-    assert parse_threat(" L1:0.5,box=-3..3") == L1(0.5, low=-3.0, high=3.0)
-    assert repr(parse_threat("l1:1,box=none")) == "L1(radius=1.0, low=None, high=None, mask=None)"
+    assert make_threat("l1:12") == L1(12.0)
+    assert make_threat(" L1:0.5,box=-3..3") == L1(0.5, low=-3.0, high=3.0)
+    assert repr(make_threat("l1:1,box=none")) == "L1(radius=1.0, low=None, high=None, mask=None)"
     for threat in (L1(12.0), L1(8 / 255), L1(0.1, low=None, high=None), L1(7.0, low=-3.0, high=2.0), L1(math.inf)):
-        assert parse_threat(format_threat(threat)) == threat
-    assert format_threat(L1(12.0)) == "l1:12"
+        assert make_threat(threat_text(threat)) == threat
+    assert threat_text(L1(12.0)) == "l1:12"

@@ -142,7 +142,7 @@ def evaluate(
     from sparring.app.train_run import read_config
     from sparring.attacks.text import DEFAULT_ATTACKS, parse_attacks
     from sparring.core.machine import joined
-    from sparring.threats import parse_threat
+    from sparring.threats import make_threat
 
     if run:
         if weights or (model and ":" not in model):
@@ -157,7 +157,7 @@ def evaluate(
                 "--checkpoint is for run folders"
             )
         subject = from_weights(model, weights, data)
-    chosen = parse_attacks(attacks or DEFAULT_ATTACKS, parse_threat(threat))
+    chosen = parse_attacks(attacks or DEFAULT_ATTACKS, make_threat(threat))
     demands = _demands(out / "results.json", baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop)
     with joined() as here:
         _assess(

@@ -27,7 +27,7 @@ from sparring.modalities.images import load as load_data
 from sparring.report import write_report
 from sparring.results.findings import Finding
 from sparring.results.write import write_results
-from sparring.threats import L1, L2, Linf, parse_threat
+from sparring.threats import L1, L2, Linf, make_threat
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def assess(
     if split not in sides:
         raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
     x, y = (part[:num_examples].to(on) for part in sides[split])
-    model, ball, batches = subject.model.to(on), parse_threat(threat), Batches(x, y, batch_size)
+    model, ball, batches = subject.model.to(on), make_threat(threat), Batches(x, y, batch_size)
     first = preflight(model, *next(iter(batches)), ball)
     bound, no_certificate = _certificate(certify, first.model, ball, smooth)
     model = SmoothedNet(first.model, smooth) if smooth else model  # else `measure` wraps it, and tells

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparring.core.files import read_json
 from sparring.modalities.images import default_for
-from sparring.threats import parse_threat
+from sparring.threats import make_threat
 from sparring.training.recipes import RECIPES, Mixed, Recipe, Standard, Trades
 from sparring.training.schedules import SCHEDULES
 
@@ -48,7 +48,7 @@ class Experiment:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(parse_threat(self.threat).radius):
+        if not math.isfinite(make_threat(self.threat).radius):
             raise ValueError(f"threat {self.threat!r}: training needs a finite radius, not an infinite one")
         _one_of("recipe", self.recipe, RECIPES)
         _one_of("optimizer", self.optimizer, (None, "adamw", "sgd"))
@@ -71,7 +71,7 @@ class Experiment:
             if name not in allowed:
                 raise ValueError(f"recipe {self.recipe!r} has no option {name!r}; it takes {', '.join(allowed)}")
             _typed(name, self.recipe_options[name], allowed[name])
-        return RECIPES[self.recipe](parse_threat(self.threat), **self.recipe_options)
+        return RECIPES[self.recipe](make_threat(self.threat), **self.recipe_options)
 
     def completed(self, shape: tuple[int, ...], name: str) -> Experiment:
         """The record with every None replaced by the default for inputs of this shape, of the data set `name`."""

@@ -27,7 +27,7 @@ from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.modalities.images import Batches, Dataset, build, from_file, hold_out, load_weights
 from sparring.modalities.images import load as load_data
-from sparring.threats import parse_threat
+from sparring.threats import make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp
 
@@ -184,7 +184,7 @@ def _run(
         drop_last=len(keep) >= e.batch_size,
     )  # fmt: skip
     validation = Batches(x[held], y[held], 500)
-    threat = parse_threat(e.threat)
+    threat = make_threat(e.threat)
     found = {finding.name for finding in preflight(model, *next(iter(validation)), threat).findings}
     if "probabilities" in found:
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")

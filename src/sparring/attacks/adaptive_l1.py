@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.attacks.loop import Attack, Given, Problem, Seen
+from sparring.attacks.loop import Attack, Problem, Seen
+from sparring.attacks.starts import Given
 from sparring.attacks.steps import step_length
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
-from sparring.core.types import AttackResult, Inputs, Model, take
-from sparring.threats.base import at_factor
+from sparring.core.types import AttackResult, Inputs, Model
 
 
 class _SparseClimb(NamedTuple):
@@ -108,6 +108,7 @@ class ShrinkingRadius:
     attack: Attack
     factors: tuple[float, ...] = (3.0, 2.0, 1.0)
     shares: tuple[float, ...] = (0.3, 0.3, 0.4)
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         attack, left, cost, result = self.attack, self.attack.num_steps, None, None
@@ -116,12 +117,8 @@ class ShrinkingRadius:
             num = left if last else min(left, math.ceil(share * attack.num_steps))
             start = attack.start if result is None else Given(result.z)
             keep = attack.keep if last else "highest_loss"
-            stage = replace(attack, threat=at_factor(attack.threat, factor), num_steps=num, start=start, keep=keep)
+            stage = replace(attack, threat=attack.threat.at(factor), num_steps=num, start=start, keep=keep)
             result, left = stage(model, x, target, noise=noise), left - num
             cost = result.cost if cost is None else cost.plus(result.cost)
         assert result is not None and cost is not None
         return result._replace(cost=cost)
-
-    def take(self, index: Tensor) -> ShrinkingRadius:
-        """The same for some of the examples."""
-        return replace(self, attack=take(self.attack, index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Restarts:
 
     attack: Attacker
     num: int
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -64,10 +65,6 @@ class Restarts:
             worst = _merge(worst, again, standing)
         return worst
 
-    def take(self, index: Tensor) -> Restarts:
-        """The same for some of the examples."""
-        return replace(self, attack=take(self.attack, index))
-
 
 @dataclass(frozen=True)
 class EachTarget:
@@ -87,6 +84,7 @@ class EachTarget:
     attack: Any
     num: int = 9
     goal: Callable[[Tensor], Objective] = TargetedDLR
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -113,10 +111,6 @@ class EachTarget:
                     break
         assert worst is not None
         return worst._replace(cost=worst.cost.plus(Cost(forwards=size(x))))
-
-    def take(self, index: Tensor) -> EachTarget:
-        """The same for some of the examples."""
-        return replace(self, attack=take(self.attack, index))
 
     @torch.no_grad()
     def _order(self, model: Model, x: Inputs, target: Tensor) -> Tensor:

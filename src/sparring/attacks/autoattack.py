@@ -6,37 +6,17 @@ attacks"; for L1 Croce and Hein 2021, "Mind the box". Budgets are those of the a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from sparring.attacks.adaptive_l1 import ShrinkingRadius, SparseAPGD
 from sparring.attacks.around import EachTarget, Restarts
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.eot import Averaged
-from sparring.attacks.loop import Attack, Gaussian, Start, StepRule
-from sparring.core.geometry import per_example
-from sparring.core.noise import Noise
+from sparring.attacks.loop import Attack, StepRule
+from sparring.attacks.starts import Gaussian, OnTheEdge, Start
 from sparring.core.objectives import Objective, cross_entropy, targeted
-from sparring.core.types import Attacker, Inputs
-from sparring.threats.balls import L2
+from sparring.core.types import Attacker
 from sparring.threats.base import ThreatModel
-from sparring.threats.l1 import L1
-
-
-@dataclass(frozen=True)
-class OnTheEdge:
-    """Start in a random direction, as far out as the radius allows, and from there into the box."""
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        null = threat.null(x)
-        if isinstance(threat, L2) and isinstance(x, Tensor):
-            direction = threat.steepest(x, noise.normal(null.shape[1:]).to(null))
-        else:
-            cube = noise.uniform(null.shape[1:]).to(null) * 2 - 1
-            direction = cube / per_example(threat.size(x, cube).clamp_min(1e-12), cube)
-        return threat.project(x, null + per_example(threat.radius, null) * direction)
 
 
 def apgd(
@@ -72,7 +52,7 @@ def apgd_t(threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, targ
 
 def _single(threat: ThreatModel, num_steps: int, rho: float, objective: Objective) -> Attacker:
     """One run; on L1 balls the sparse form."""
-    sparse = isinstance(threat, L1)
+    sparse = threat.norm == "l1"
     rule: StepRule = SparseAPGD() if sparse else APGD(rho)
     start: Start = Gaussian(1.0) if sparse else OnTheEdge()
     attack = Attack(threat=threat, rule=rule, num_steps=num_steps, objective=objective, start=start)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sparring.attacks.around import Restarts
-from sparring.attacks.loop import Attack, Keep, Start, StepRule, null, uniform
+from sparring.attacks.loop import Attack, Keep, StepRule
+from sparring.attacks.starts import Start, null, uniform
 from sparring.attacks.steps import Ascent, RawAscent
 from sparring.core.objectives import Objective, cross_entropy, targeted
 from sparring.core.types import Attacker

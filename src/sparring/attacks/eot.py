@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sparring.attacks.around import part_of, seeking
 from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective
-from sparring.core.types import AttackResult, Cost, Inputs, Model, take
+from sparring.core.types import AttackResult, Cost, Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,13 @@ class MeanOver(Objective):
 
     base: Objective
     num: int
+    per_example: ClassVar[tuple[str, ...]] = ("base",)
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         return torch.stack([self.base.score(one, target) for one in logits.chunk(self.num, 1)]).mean(0)
 
     def reached(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.base.reached(torch.stack([one.softmax(1) for one in logits.chunk(self.num, 1)]).mean(0), target)
-
-    def take(self, index: Tensor) -> MeanOver:
-        """The same for some of the examples."""
-        return replace(self, base=take(self.base, index))
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class Averaged:
 
     attack: Any
     num: int
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -69,7 +67,3 @@ class Averaged:
         with attack_mode(model) as frozen:
             result = attack(lambda v: torch.cat([frozen(v) for _ in range(self.num)], 1), x, target, noise=noise)
         return result._replace(cost=Cost(self.num * result.cost.forwards, self.num * result.cost.backwards))
-
-    def take(self, index: Tensor) -> Averaged:
-        """The same for some of the examples."""
-        return replace(self, attack=take(self.attack, index))

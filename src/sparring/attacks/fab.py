@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
-from sparring.threats.balls import L2, Ball, Linf
-from sparring.threats.l1 import L1
+from sparring.threats.balls import L1, L2, Ball, Linf
 
 _NORMS: dict[type[Ball], float] = {Linf: math.inf, L2: 2, L1: 1}
 
@@ -58,6 +58,7 @@ class FAB:
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, tuple(_NORMS)):
@@ -92,10 +93,6 @@ class FAB:
             loss = margin.score(every.look(z)[1], y)  # cut to the radius it may fool all the same, which the look sees
         reached = (every.size <= radius) & every.size.isfinite()
         return AttackResult(self.threat.realize(x, z), z, self.threat.size(x, z), loss, reached, cost)
-
-    def take(self, index: Tensor) -> FAB:
-        """The same attack for some of the examples."""
-        return replace(self, threat=take(self.threat, index))
 
     def _run(self, part: _Search, classes: Tensor) -> None:
         """Steps from part.z towards the boundaries to `classes` (B, m)."""

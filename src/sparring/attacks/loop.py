@@ -5,21 +5,20 @@ Letters: B batch, *X one input, *Z one perturbation. Nothing in the loop waits f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from sparring.attacks.starts import Start, uniform
 from sparring.core.geometry import per_example
 from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, cross_entropy
-from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, plain, size, take
+from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, plain, size
 from sparring.threats.base import ThreatModel
 
-Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
 Keep = Literal["fooled_first", "highest_loss", "smallest_fooling", "last"]
 
 
@@ -57,50 +56,6 @@ class StepRule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Null:
-    """Start at the clean input."""
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        return threat.null(x)
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Start at a random point of the set."""
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        return threat.sample(x, noise)
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Start close to the clean input: normal noise of standard deviation `scale`, in the units of z."""
-
-    scale: float
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        null = threat.null(x)
-        return threat.project(x, null + self.scale * noise.normal(null.shape[1:]).to(null))
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """Start at a known z (B, *Z)."""
-
-    z: Tensor
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        return threat.project(x, self.z)
-
-    def take(self, index: Tensor) -> Given:
-        """The same starts for some of the examples."""
-        return Given(take(self.z, index))
-
-
-null, uniform = Null(), Uniform()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """A gradient or query attack as a record; calling it runs the loop.
@@ -125,6 +80,7 @@ class Attack:
     objective: Objective = cross_entropy
     start: Start = uniform
     keep: Keep = "fooled_first"
+    per_example: ClassVar[tuple[str, ...]] = ("threat", "objective", "start")
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
@@ -152,11 +108,6 @@ class Attack:
         cost = Cost(num * (self.num_steps + (self.keep != "last")), backwards)
         z, loss, reached = (z, None, None) if best is None else (best[0], best[1].loss, best[1].reached)
         return AttackResult(threat.realize(x, z), z, threat.size(x, z), loss, reached, cost)
-
-    def take(self, index: Tensor) -> Attack:
-        """The same attack for some of the examples (per-example radii, wanted classes, starts)."""
-        parts = {name: take(getattr(self, name), index) for name in ("threat", "objective", "start")}
-        return replace(self, **parts)
 
     def _look(self, model: Model, x: Inputs, z: Tensor, target: Tensor, needs_grad: bool) -> Seen:
         """One forward pass, and the gradient of each example's score in its own z."""

@@ -8,7 +8,6 @@ import torch
 
 from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
-from sparring.threats.l1 import L1
 
 
 def autoattack(threat: ThreatModel) -> str:
@@ -17,7 +16,7 @@ def autoattack(threat: ThreatModel) -> str:
     Source: Croce and Hein 2020 and, for L1, 2021; budgets of the authors' `autoattack.py`. With K < 10 classes there
     are K - 1 targets instead of nine; `DLR` and `TargetedDLR` say what stands for logits that do not exist.
     """
-    return "apgd:restarts=5,apgd-t:targets=5,fab-t,square" if isinstance(threat, L1) else "apgd,apgd-t,fab-t,square"
+    return "apgd:restarts=5,apgd-t:targets=5,fab-t,square" if threat.norm == "l1" else "apgd,apgd-t,fab-t,square"
 
 
 def autoattack_plus(threat: ThreatModel) -> str:
@@ -44,7 +43,7 @@ def fast(threat: ThreatModel) -> str:
             "the radius is infinite, so every input may become any other and robust accuracy says nothing; the default "
             "attacks need a finite radius. Name others to see how far an attack has to go: --attacks fab-t"
         )
-    if isinstance(threat, L1):
+    if threat.norm == "l1":
         return (
             "apgd:num_steps=10,apgd:num_steps=30,objective=margin,apgd-t:num_steps=30,targets=3,near=0.7,"
             "apgd:num_steps=50,objective=margin,restarts=2,near=0.4,square:num_queries=500,near=0.4"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from sparring.attacks.around import Restarts
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.loop import Attack
-from sparring.core.geometry import per_example
+from sparring.attacks.starts import Corner
 from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, margin
-from sparring.core.types import Attacker, AttackResult, Inputs, Model, take
+from sparring.core.types import Attacker, AttackResult, Inputs, Model
 from sparring.threats.base import ThreatModel
 
 _IN_PLACE: tuple[Callable[..., Any], ...] = (torch.relu_, Tensor.relu_)
@@ -75,6 +75,7 @@ class SmoothBackward:
 
     attack: Any
     slope: float = 10.0
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __post_init__(self) -> None:
         if not 0 < self.slope < math.inf:
@@ -88,20 +89,6 @@ class SmoothBackward:
                     return frozen(v)
 
             return self.attack(smoothed, x, target, noise=noise)
-
-    def take(self, index: Tensor) -> SmoothBackward:
-        """The same for some of the examples."""
-        return replace(self, attack=take(self.attack, index))
-
-
-@dataclass(frozen=True)
-class Corner:
-    """Start where a random linear function is largest in the set: for Linf a random corner of the cube."""
-
-    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        null = threat.null(x)
-        direction = threat.steepest(x, noise.normal(null.shape[1:]).to(null))
-        return threat.project(x, null + per_example(threat.radius, null) * direction)
 
 
 def smooth(

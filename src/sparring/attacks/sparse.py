@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparring.attacks.catalogue import _compose
-from sparring.attacks.loop import uniform
+from sparring.attacks.starts import uniform
 from sparring.attacks.steps import SparseAscent
 from sparring.core.types import Attacker
 from sparring.threats.base import ThreatModel

@@ -6,8 +6,8 @@ Letters: B batch, b examples that still stand, K classes, *X one input.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
-from sparring.threats.balls import L2, Linf
+from sparring.threats.balls import L1, L2, Linf
 from sparring.threats.base import ThreatModel
-from sparring.threats.l1 import L1
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of a window halves after these queries."""
@@ -36,6 +35,7 @@ class Square:
     num_queries: int = 5000
     p: float = 0.8
     rescale: bool = False
+    per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, (Linf, L2, L1)):
@@ -64,7 +64,7 @@ class Square:
             for t in range(self.num_queries):
                 if t == 0 or bool(hit.any()):  # a wait for the device per query; what fell costs no further pass
                     rows = rows[~hit]
-                    part, near, own = threat.take(rows), x[rows], label[rows]
+                    part, near, own = take(threat, rows), x[rows], label[rows]
                 if not len(rows):
                     break
                 if t % BLOCK == 0:
@@ -77,10 +77,6 @@ class Square:
                 loss[rows], reached[rows] = torch.where(better, found, old), hit
                 cost += len(rows)
             return AttackResult(threat.realize(x, z), z, threat.size(x, z), loss, reached, Cost(cost))
-
-    def take(self, index: Tensor) -> Square:
-        """The same search for some of the examples."""
-        return replace(self, threat=take(self.threat, index))
 
     def share(self, t: int) -> float:
         """The part of the input's H x W places that the window of query t covers."""

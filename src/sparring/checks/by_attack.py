@@ -8,8 +8,8 @@ import torch
 
 from sparring.attacks.autoattack import apgd
 from sparring.attacks.catalogue import fgsm
-from sparring.attacks.smooth import Corner
 from sparring.attacks.square import square
+from sparring.attacks.starts import Corner
 from sparring.checks import limits
 from sparring.checks import soft_backward as probes_backward
 from sparring.checks import surrogate as probes_surrogate

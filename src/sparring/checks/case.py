@@ -23,12 +23,11 @@ from sparring.evaluation.measure import Evaluation
 from sparring.evaluation.verify import MakeAttack
 from sparring.results.findings import Finding, Level
 from sparring.threats.base import ThreatModel
-from sparring.threats.l1 import L1
 
 
 def short_attack(threat: ThreatModel) -> Attacker:
     """Ten steps on the margin: PGD, and on L1 balls, where its steps are stopped by the box, APGD."""
-    if isinstance(threat, L1):
+    if threat.norm == "l1":
         return apgd(threat, num_steps=10, objective=margin)
     return pgd(threat, num_steps=10, step=0.25, objective=margin)
 

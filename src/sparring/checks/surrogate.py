@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparring.attacks.autoattack import apgd
 from sparring.attacks.catalogue import mi_fgsm
-from sparring.attacks.smooth import Corner
+from sparring.attacks.starts import Corner
 from sparring.checks.case import Case
 from sparring.core.model_state import private_rng
 from sparring.core.noise import Noise
@@ -20,7 +20,6 @@ from sparring.core.objectives import margin
 from sparring.core.types import Attacker, Model, device_of, take
 from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
-from sparring.threats.l1 import L1
 
 QUESTIONS = 16
 """Points around each example at which the model is asked."""
@@ -85,6 +84,6 @@ class _Shift(nn.Module):
 
 def across(threat: ThreatModel) -> Attacker:
     """The attack that is made on the surrogate: momentum carries over (Dong 2018); on L1 balls APGD."""
-    if isinstance(threat, L1):
+    if threat.norm == "l1":
         return apgd(threat, num_steps=20, objective=margin)
     return mi_fgsm(threat, num_steps=20, step=0.1, objective=margin, keep="highest_loss")

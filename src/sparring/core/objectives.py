@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.core.types import labels_of, take
+from sparring.core.types import labels_of
 
 
 class Objective(ABC):
@@ -78,14 +78,11 @@ class TargetedDLR(Untargeted):
     """
 
     wanted: Tensor
+    per_example: ClassVar[tuple[str, ...]] = ("wanted",)
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         wanted, own = self.wanted.to(logits.device)[:, None], labels_of(target)[:, None]
         return (logits.gather(1, wanted) - logits.gather(1, own))[:, 0] / _spread(logits, last=4)
-
-    def take(self, index: Tensor) -> TargetedDLR:
-        """The same for some of the examples."""
-        return TargetedDLR(take(self.wanted, index))
 
 
 def _spread(logits: Tensor, last: int) -> Tensor | float:
@@ -120,16 +117,13 @@ class Targeted(Objective):
 
     base: Objective
     wanted: int | Tensor
+    per_example: ClassVar[tuple[str, ...]] = ("base", "wanted")
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         return -self.base.score(logits, self._wanted(logits))
 
     def reached(self, logits: Tensor, target: Tensor) -> Tensor:
         return logits.argmax(1) == self._wanted(logits)
-
-    def take(self, index: Tensor) -> Targeted:
-        """The same goal for some of the examples."""
-        return self if isinstance(self.wanted, int) else replace(self, wanted=take(self.wanted, index))
 
     def _wanted(self, logits: Tensor) -> Tensor:
         if isinstance(self.wanted, int):

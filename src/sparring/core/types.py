@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -62,12 +63,25 @@ def size(x: Inputs) -> int:
 
 
 def take(value: Any, index: Tensor) -> Any:
-    """The rows `index` of a batch; threats and objectives choose theirs; what holds nothing per example stays."""
+    """The rows `index` of a batch, and of everything that holds something for each example; the rest stays.
+
+    A record (frozen dataclass) names in `per_example` the fields that may: tensors (one row stands for all), and
+    further records. What has a `take` of its own is asked.
+    """
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
     if isinstance(value, Mapping):
         return {name: take(tensor, index) for name, tensor in value.items()}
-    return value.take(index) if hasattr(value, "take") else value
+    if hasattr(value, "take"):
+        return value.take(index)
+    changed = {}
+    for name in getattr(value, "per_example", ()):
+        held = getattr(value, name)
+        shared = isinstance(held, Tensor) and (held.ndim == 0 or (len(held) == 1 and len(index) > 0))
+        part = held if shared else take(held, index)
+        if part is not held:
+            changed[name] = part
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def map_inputs(function: Callable[..., Tensor], first: Inputs, *rest: Any) -> Inputs:

@@ -81,31 +81,8 @@ def _check_kind(x: Any) -> None:
 
 def check_data(x: Inputs, threat: ThreatModel) -> None:
     """Raises PreflightError for inputs that are not finite or lie outside the threat's valid domain."""
-    for tensor in [x] if isinstance(x, Tensor) else x.values():
-        if not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).flatten(1).any(1).sum())
-            raise PreflightError(f"{bad} of {len(tensor)} inputs hold NaN or infinity: fill or drop those examples")
-    # realize would clip to the box, and so hide what is asked here; named inputs have no other judged form
-    inside = threat.valid(x, x if isinstance(x, Tensor) else threat.realize(x, threat.null(x)))
-    if bool(inside.all()):
-        return
-    outside = f"{int((~inside).sum())} of {len(inside)} inputs lie outside the valid domain of {type(threat).__name__}"
-    if not isinstance(x, Tensor):
-        raise PreflightError(f"{outside}: no attack can start there. Correct the data or the threat model")
-    low, high = x.min().item(), x.max().item()
-    box = [getattr(threat, side, None) for side in ("low", "high")]
-    numbers = all(isinstance(side, (int, float)) for side in box)
-    limits, unit = f" [{box[0]}, {box[1]}]" if numbers else "", numbers and box == [0, 1]
-    if unit and low >= 0 and 2 < high <= 255:
-        hint = "They look like bytes, 0 to 255: divide by 255"
-    elif unit and low < 0:
-        hint = "They look normalised: undo that, and put it into the model; normalisation belongs inside the model"
-    else:
-        hint = "Scale the data, or give the threat model the box of your data"
-    raise PreflightError(
-        f"{outside}: they reach from {low:.4g} to {high:.4g}, expected the box{limits}. The radius is counted in these "
-        f"units, so the verdict would mean nothing. {hint}"
-    )
+    if complaints := threat.complaints(x):
+        raise PreflightError(complaints[0])
 
 
 def _two_looks(model: Model, x: Inputs, threat: ThreatModel) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
 from sparring.evaluation.fingerprint import describe, name_of
-from sparring.threats.base import ThreatModel, at_factor, inside
+from sparring.threats.base import ThreatModel, inside
 
 MakeAttack = Callable[[ThreatModel], Attacker]
 COUNTS = ("ran_on", "broke", "standing_after", "skipped", "seconds", "rejected")
@@ -105,11 +105,11 @@ def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
 def attempt(batch: Batch, record: AttackRecord, rows: Tensor, factor: float = 1.0) -> Trial:
     """Attacks the rows at `factor` times the radius; realizes what comes back, shows it to the model, checks it."""
     started = time.monotonic()
-    whole, numbers = at_factor(batch.threat, factor), batch.number[rows]
+    whole, numbers = batch.threat.at(factor), batch.number[rows]
     threat, x, y = take(whole, numbers), take(batch.x, rows), batch.y[rows]
     noise = Noise.make(batch.seed, f"evaluate/{record.number}", numbers)
     attack = record.make(whole)
-    attack = take(attack, numbers) if hasattr(attack, "take") else record.make(threat)
+    attack = take(attack, numbers) if hasattr(attack, "take") or hasattr(attack, "per_example") else record.make(threat)
     if isinstance(attack, Attack) and attack.keep == "last":
         raise ValueError('an attack with keep="last" returns an iterate that nobody looked at; use "fooled_first"')
     # copies and a private generator: a hand-written attack may write into its arguments and draw as it likes

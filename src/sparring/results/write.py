@@ -18,7 +18,7 @@ from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.measure import Evaluation
 from sparring.evaluation.verify import AttackRecord
 from sparring.results.findings import verdict
-from sparring.threats import format_threat
+from sparring.threats import threat_text
 
 SCHEMA = "sparring.results/1"
 
@@ -62,7 +62,7 @@ def to_record(
         "schema": SCHEMA,
         "version": version("sparring"),
         **about,
-        "threat": format_threat(e.threat),
+        "threat": threat_text(e.threat),
         "threat_settings": describe(e.threat),
         "seed": e.seed,
         "clean_accuracy": e.clean._asdict(),

@@ -6,19 +6,21 @@ Shapes: x and z (B, *X) with any *X. The radius is in the input's own units (ima
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sparring.core import geometry
 from sparring.core.noise import Noise
-from sparring.core.types import take
+from sparring.core.registry import text_of
+from sparring.threats.base import ThreatModel
 
 
 @dataclass(frozen=True)
-class Ball(ABC):
+class Ball(ThreatModel):
     """{z : ||z|| <= radius, low <= x + z <= high, z = 0 outside the mask}.
 
     radius: number >= 0, or (B,), in input units; infinite for no bound.
@@ -34,6 +36,9 @@ class Ball(ABC):
     low: float | Tensor | None = 0.0
     high: float | Tensor | None = 1.0
     mask: Tensor | None = None
+
+    per_example: ClassVar[tuple[str, ...]] = ("radius", "mask")
+    words: ClassVar[str] = "The change, in the measure of this threat model, is at most {}"
 
     def __post_init__(self) -> None:
         if not torch.all(torch.as_tensor(self.radius) >= 0):
@@ -94,13 +99,48 @@ class Ball(ABC):
             kept &= self.mask | (adversarial == x)
         return kept.flatten(1).all(1)
 
-    def take(self, index: Tensor) -> Ball:
-        radius, mask = self.radius, self.mask
-        if isinstance(radius, Tensor) and radius.ndim == 1:
-            radius = take(radius, index)
-        if mask is not None and mask.shape[0] > 1:
-            mask = take(mask, index)
-        return self if radius is self.radius and mask is self.mask else replace(self, radius=radius, mask=mask)
+    def room(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.low is None and self.high is None and self.mask is None:
+            return None
+        low = torch.full_like(x, -math.inf) if self.low is None else self.low - x
+        high = torch.full_like(x, math.inf) if self.high is None else self.high - x
+        return (low, high) if self.mask is None else (low.where(self.mask, 0), high.where(self.mask, 0))
+
+    def describe(self) -> str:
+        radius = torch.as_tensor(self.radius)
+        amount = f"{radius.min():.4g} to {radius.max():.4g}, each example its own"
+        amount = amount if radius.ndim else text_of(float(self.radius))
+        words = self.words.format(amount) if bool(radius.isfinite().all()) else "The input may change without a bound"
+        words += "" if self.mask is None else ", where the mask allows it"
+        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
+            return f"{words}. The result stays in the box of valid values."
+        sides = [f"at {way} {end:g}" for way, end in (("least", self.low), ("most", self.high)) if end is not None]
+        return f"{words}. Every value of the result {'is ' + ' and '.join(sides) if sides else 'is allowed'}."
+
+    def text(self) -> str:
+        low, high, own = self.low, self.high, type(self).__name__.lower() == self.norm
+        tensors = any(isinstance(value, Tensor) for value in (self.radius, self.mask, low, high))
+        if not own or tensors or (low is None) != (high is None):
+            return repr(self)
+        box = None if low is None or high is None else (float(low), float(high))
+        return f"{self.norm}:{text_of(float(self.radius))}" + ("" if box == (0, 1) else f",box={text_of(box)}")
+
+    def _why(self, x: Any) -> str:
+        if not isinstance(x, Tensor):
+            return super()._why(x)
+        low, high = x.min().item(), x.max().item()
+        numbers = all(isinstance(side, (int, float)) for side in (self.low, self.high))
+        limits, unit = f" [{self.low}, {self.high}]" if numbers else "", numbers and (self.low, self.high) == (0, 1)
+        if unit and low >= 0 and 2 < high <= 255:
+            hint = "They look like bytes, 0 to 255: divide by 255"
+        elif unit and low < 0:
+            hint = "They look normalised: undo that, and put it into the model; normalisation belongs inside the model"
+        else:
+            hint = "Scale the data, or give the threat model the box of your data"
+        return (
+            f": they reach from {low:.4g} to {high:.4g}, expected the box{limits}. The radius is counted in these "
+            f"units, so the verdict would mean nothing. {hint}"
+        )
 
     def _clip(self, v: Tensor) -> Tensor:
         """Into the box, in place."""
@@ -120,6 +160,9 @@ class Linf(Ball):
     >>> Linf(8 / 255).size(torch.zeros(1, 3), torch.tensor([[0.0, -0.03, 0.01]]))
     tensor([0.0300])
     """
+
+    norm: ClassVar[str | None] = "linf"
+    words: ClassVar[str] = "Every entry may change by at most {}"
 
     def _norm(self, z: Tensor) -> Tensor:
         return geometry.linf_norm(z)
@@ -142,6 +185,9 @@ class L2(Ball):
     tensor([[0.6000, 0.8000]])
     """
 
+    norm: ClassVar[str | None] = "l2"
+    words: ClassVar[str] = "The Euclidean length of the change is at most {}"
+
     def _norm(self, z: Tensor) -> Tensor:
         return geometry.l2_norm(z)
 
@@ -153,3 +199,39 @@ class L2(Ball):
 
     def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
         return geometry.uniform_l2(noise, like, self.mask)
+
+
+@dataclass(frozen=True)
+class L1(Ball):
+    """The absolute changes of all coordinates add up to at most `radius`.
+
+    Unlike `Ball`, `project` gives the nearest point of ball and box together: in L1 the clip after the shrink takes
+    away most of a sparse change and leaves the budget unspent, which makes models look more robust than they are.
+    `steepest` is one coordinate, which the box soon stops: attack with `slide`, whose steps go round full coordinates.
+
+    Source: Croce and Hein 2021 ("Mind the Box"), who show how much earlier L1 attacks lose by the clip.
+
+    >>> L1(12.0).steepest(torch.zeros(1, 3), torch.tensor([[1.0, -3.0, 3.0]]))
+    tensor([[ 0., -1.,  0.]])
+    """
+
+    norm: ClassVar[str | None] = "l1"
+    words: ClassVar[str] = "The absolute changes of all entries add up to at most {}"
+
+    def project(self, x: Tensor, z: Tensor) -> Tensor:
+        room = [None if side is None else side - x for side in (self.low, self.high)]
+        return geometry.project_l1_box(self._masked(z), self.radius, room[0], room[1])
+
+    def _norm(self, z: Tensor) -> Tensor:
+        return geometry.l1_norm(z)
+
+    def _shrink(self, z: Tensor) -> Tensor:
+        return geometry.shrink_l1(z, self.radius)
+
+    def _steepest(self, grad: Tensor) -> Tensor:
+        flat = grad.flatten(1)
+        first = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, first, flat.gather(1, first).sign()).view_as(grad)
+
+    def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
+        return geometry.uniform_l1(noise, like, self.mask)

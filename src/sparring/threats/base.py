@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,60 +14,94 @@ from sparring.core.noise import Noise
 from sparring.core.types import Inputs, device_of, size, take
 
 
-@runtime_checkable
-class ThreatModel(Protocol):
+class ThreatModel(ABC):
     """What may be changed, as a space Z of perturbations around each input, and its geometry.
 
-    Implementations are frozen dataclasses, so that `dataclasses.replace` gives another radius.
-    `x` are Inputs (batch axis first; a threat states which kind it takes), `z` is (B, *Z). Every method acts on each
-    example by itself.
+    Subclasses are frozen dataclasses. `x` are Inputs (batch axis first; a threat states which kind it takes), `z` is
+    (B, *Z). Every method acts on each example by itself. The methods with a body fit most threats.
     """
 
-    @property
-    def radius(self) -> Any:
-        """A number or a tensor (B,), in the unit that the class states."""
-        ...
+    radius: Any
+    """A number or a tensor (B,), in the unit that the class states."""
+    per_example: ClassVar[tuple[str, ...]] = ("radius",)
+    """The fields that may hold a row for each example; see `take`."""
+    norm: ClassVar[str | None] = None
+    """"linf", "l2" or "l1" where z and its size are those of that norm: what attacks made for one norm go by."""
+    discrete: ClassVar[bool] = False
+    """Whether the input moves in jumps, so that a verdict needs a search without gradients, too."""
 
+    @abstractmethod
     def null(self, x: Any) -> Tensor:
         """The z that changes nothing."""
-        ...
 
+    @abstractmethod
     def sample(self, x: Any, noise: Noise) -> Tensor:
         """A random start inside the set."""
-        ...
 
+    @abstractmethod
     def apply(self, x: Any, z: Tensor) -> Any:
         """The model's input, differentiable in z."""
-        ...
 
+    @abstractmethod
     def realize(self, x: Any, z: Tensor) -> Any:
         """The input that is judged and saved; for text: real token ids."""
-        ...
 
+    @abstractmethod
     def project(self, x: Any, z: Tensor) -> Tensor:
         """A point of the set and of the valid domain; what is in it stays."""
-        ...
 
+    @abstractmethod
     def steepest(self, x: Any, grad: Tensor) -> Tensor:
         """argmax <grad, s> over the unit ball of this geometry, a new tensor; zero where the gradient is."""
-        ...
 
+    @abstractmethod
     def size(self, x: Any, z: Tensor) -> Tensor:
         """(B,) how far z goes, at most `radius` inside the set."""
-        ...
 
+    @abstractmethod
     def valid(self, x: Any, adversarial: Any) -> Tensor:
         """(B,) bool: a realized input is finite and lies in the domain of real inputs."""
-        ...
 
-    def take(self, index: Tensor) -> ThreatModel:
-        """The same threat for some of the examples; itself when it holds nothing per example."""
-        ...
+    def at(self, factor: float) -> Any:
+        """The same threat with its radius times `factor`: radius schedules, security curves."""
+        return self if factor == 1.0 else dataclasses.replace(self, radius=self.radius * factor)  # type: ignore[type-var]
+
+    def room(self, x: Any) -> tuple[Tensor, Tensor] | None:
+        """How far each entry of z may go down (<= 0) and up (>= 0), the radius aside; None where nothing else binds."""
+        return None
+
+    def complaints(self, x: Any) -> list[str]:
+        """Why the inputs cannot be attacked under this threat, in sentences; none where all is well."""
+        if broken := not_finite(x):
+            return broken
+        # realize would clip to a box, and so hide what is asked here; named inputs have no other judged form
+        valid = self.valid(x, x if isinstance(x, Tensor) else self.realize(x, self.null(x)))
+        if bool(valid.all()):
+            return []
+        outside = f"{int((~valid).sum())} of {len(valid)} inputs lie outside the valid domain of {type(self).__name__}"
+        return [f"{outside}{self._why(x)}"]
+
+    def _why(self, x: Any) -> str:
+        """The rest of that sentence."""
+        return ": no attack can start there. Correct the data or the threat model"
+
+    def describe(self) -> str:
+        """What the opponent may do, in a sentence."""
+        return f"The opponent may change the input within this threat model: {self.text()}."
+
+    def text(self) -> str:
+        """The text that `make_threat` reads back, or the repr of what has none."""
+        return repr(self)
 
 
-def at_factor(threat: Any, factor: float) -> Any:
-    """The same threat with its radius times `factor`: radius schedules, security curves."""
-    return threat if factor == 1.0 else replace(threat, radius=threat.radius * factor)
+def not_finite(x: Inputs) -> list[str]:
+    """A sentence about inputs that hold NaN or infinity, if there are any."""
+    for tensor in [x] if isinstance(x, Tensor) else x.values():
+        broken = ~tensor.isfinite()
+        if bool(broken.any()):
+            bad = int(broken.view(len(tensor), -1).any(1).sum())
+            return [f"{bad} of {len(tensor)} inputs hold NaN or infinity: fill or drop those examples"]
+    return []
 
 
 def inside(threat: ThreatModel, x: Inputs, z: Tensor) -> Tensor:
@@ -86,6 +121,9 @@ def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, 
     >>> from sparring.threats import Linf
     >>> check_threat(Linf(0.1), torch.rand(3, 2, 5))
     """
+    _expect(
+        isinstance(threat, ThreatModel), "it is no subclass of sparring.ThreatModel, which has the other half of it"
+    )
     num = size(x)
     if num < 3:
         raise ValueError(f"check_threat got {num} examples; it needs at least 3 to see whether they stand alone")
@@ -127,7 +165,7 @@ def check_threat(threat: ThreatModel, x: Inputs, *, num_directions: int = 1000, 
 
 def _check_alone(threat: ThreatModel, x: Inputs, noise: Noise, some: Tensor, far: Tensor, grad: Tensor) -> None:
     """Some examples by themselves give what they gave in the batch."""
-    part, x_part = threat.take(some), take(x, some)
+    part, x_part = take(threat, some), take(x, some)
     pairs = {
         "sample": (threat.sample(x, noise), part.sample(x_part, noise.take(some))),
         "project": (threat.project(x, far), part.project(x_part, far[some])),

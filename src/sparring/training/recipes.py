@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.loop import Attack, Gaussian, uniform
+from sparring.attacks.loop import Attack
+from sparring.attacks.starts import Gaussian, uniform
 from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode, attack_mode
 from sparring.core.noise import Noise

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparring.threats.base import at_factor
 from sparring.training.recipes import Standard
 
 Schedule = Callable[[float], float]
@@ -75,7 +74,7 @@ def at_radius(recipe: Any, factor: float) -> Any:
     if not hasattr(recipe, "attack"):
         raise ValueError(f"a radius schedule needs a recipe with an `attack`; {type(recipe).__name__} has none")
     if hasattr(recipe.attack, "threat"):
-        return replace(recipe, attack=replace(recipe.attack, threat=at_factor(recipe.attack.threat, factor)))
+        return replace(recipe, attack=replace(recipe.attack, threat=recipe.attack.threat.at(factor)))
     if hasattr(recipe.attack, "attack"):  # restarts of an attack
         return replace(recipe, attack=at_radius(recipe.attack, factor))
     raise ValueError("a radius schedule needs an attack with a `threat`; this recipe's attack is a plain function")
