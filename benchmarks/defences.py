@@ -40,10 +40,11 @@ from sparring.attacks.eot import Averaged
 from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
 from sparring.checks.battery import examine, sample
+from sparring.core.batches import Batches
 from sparring.core.objectives import cross_entropy, margin
 from sparring.evaluation.measure import measure
-from sparring.modalities.images import Batches, build, load, mlp
-from sparring.modalities.images.data import scale
+from sparring.modalities import load
+from sparring.modalities.images import build, mlp, scale
 from sparring.results.findings import verdict
 from sparring.threats import L1, L2
 from sparring.threats.base import ThreatModel

@@ -23,8 +23,8 @@ from sparring import Ball, evaluate
 from sparring.app import train_run as runs
 from sparring.attacks.plans import PROTOCOLS
 from sparring.attacks.text import parse_attacks
-from sparring.modalities.images import load as load_data
-from sparring.modalities.images.data import scale
+from sparring.modalities import load as load_data
+from sparring.modalities.images import scale
 from sparring.threats import L2, make_threat
 
 CHUNK = 250

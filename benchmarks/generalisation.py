@@ -22,8 +22,9 @@ from torch import Tensor
 
 from common import Lines, percent, provenance, table
 from sparring import Linf
-from sparring.modalities.images import Batches, build, load
-from sparring.modalities.images.data import scale
+from sparring.core.batches import Batches
+from sparring.modalities import load
+from sparring.modalities.images import build, scale
 from sparring.results.statistics import mcnemar
 from sparring.training.loop import train
 from sparring.training.recipes import pgd_at, standard

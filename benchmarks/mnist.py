@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from common import Lines, provenance, share_text, table
 from sparring.app import train_run as runs
 from sparring.attacks.text import NamedAttack
+from sparring.core.batches import Batches
 from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.measure import MakeAttack, measure
-from sparring.modalities.images import Batches, load
-from sparring.modalities.images.data import scale
+from sparring.modalities import load
+from sparring.modalities.images import scale
 from sparring.results.statistics import wilson
 from sparring.threats import make_threat
 from sparring.threats.base import ThreatModel

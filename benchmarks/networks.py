@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparring.modalities.images.models import Normalize, resnet_small
+from sparring.modalities.images import Normalize, resnet_small
 
 
 def cifar_plain(num_classes: int = 10) -> nn.Module:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from common import Lines, provenance, table
 from sparring import Linf, pgd
-from sparring.modalities.images import build, load
-from sparring.modalities.images.data import scale
+from sparring.modalities import load
+from sparring.modalities.images import build, scale
 
 RADIUS, STEP, NUM_STEPS = 0.3, 0.0375, 40
 Attack = Callable[[], Any]

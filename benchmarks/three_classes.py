@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from sparring.modalities.images.data import load
+from sparring.modalities import load
 
 CLASSES = (3, 4, 5)
 

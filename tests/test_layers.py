@@ -18,16 +18,16 @@ NAMES = {
 
 LOWER = {"core", "threats", "attacks"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "core": {"core", "modalities"},
+    "core": {"core"},
     "threats": {"core", "threats"},
     "attacks": LOWER,
-    "certify": {"core", "threats", "certify", "modalities"},
+    "certify": {"core", "threats", "certify"},
     "training": LOWER | {"training"},
     "results": {"core", "threats", "results", "evaluation"},
     "evaluation": LOWER | {"certify", "evaluation", "results"},
     "checks": LOWER | {"checks", "evaluation", "results"},
     "report": {"core", "report"},
-    "modalities": {"core", "modalities", "adapters"},
+    "modalities": {"core", "threats", "attacks", "certify", "training", "evaluation", "modalities", "adapters"},
     "adapters": {"core", "adapters"},
 }
 """A room that may import itself is named too. Nothing below the command knows the command."""

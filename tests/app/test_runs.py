@@ -19,7 +19,9 @@ from sparring.app import train_run as runs
 from sparring.app.settings import Experiment
 from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.modalities import load as load_data
 from sparring.modalities.images import build
+from sparring.modalities.images.presets import presets
 
 FILES = [
     "averaged.safetensors", "best.safetensors", "checkpoint.pt", "config.json", "last.safetensors", "metrics.jsonl",
@@ -89,7 +91,7 @@ def test_the_config_is_complete(data: str, finished: Path) -> None:
     assert config["shape"] == [5] and config["num_classes"] == 3 and len(config["class_names"]) == 3
     assert [name for name, value in config["experiment"].items() if value is None] == ["weights"]
     assert set(config["experiment"]) == {f.name for f in dataclasses.fields(Experiment)}
-    assert read_config(finished) == tiny(data).completed((5,), "tiny")
+    assert read_config(finished) == tiny(data).completed(presets(load_data(data)))
 
 
 @pytest.mark.parametrize("which", ["best", "last", "averaged"])

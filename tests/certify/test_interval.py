@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from contracts import FLAT, SHAPE, rand, seeded, stream, words_case
 from sparring import pgd
 from sparring.certify import RULES, interval_margin, propagate, supported
+from sparring.core.layers import Block, GlobalMean, Normalize
 from sparring.core.objectives import margin
 from sparring.core.types import take
-from sparring.modalities.images import Normalize, mlp
-from sparring.modalities.images.models import Block, GlobalMean
+from sparring.modalities.images import mlp
 from sparring.threats import L1, L2, Ball, Linf, inside
 
 NORMS: dict[str, tuple[type[Ball], float]] = {"linf": (Linf, 0.02), "l2": (L2, 0.15), "l1": (L1, 0.6)}

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from sparring.core.batches import Batches, hold_out
 from sparring.core.noise import Noise
-from sparring.modalities.images import Batches, hold_out, load, scale
+from sparring.modalities import load
+from sparring.modalities.images import crop_and_flip, scale
+from sparring.modalities.images.data import read_images
 
 
 def _npz(path: Path, **changes: object) -> str:
@@ -186,7 +189,7 @@ def test_missing_extra_names_the_way_to_install_it(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ImportError, match=r"pip install 'sparring\[data\]'"):
-        load(str(tmp_path))
+        read_images(str(tmp_path))
 
 
 @pytest.mark.skipif(
@@ -237,7 +240,7 @@ def _naive(index: int, seed: int, epoch: int, crop: int, flip: bool) -> torch.Te
 
 @pytest.mark.parametrize(("crop", "flip"), [(0, True), (2, False), (2, True), (0, False)])
 def test_crop_and_flip_are_those_of_a_naive_loop(crop: int, flip: bool) -> None:
-    batches = Batches(IMAGES, LABELS, 4, seed=5, shuffle=True, crop=crop, flip=flip)
+    batches = Batches(IMAGES, LABELS, 4, seed=5, shuffle=True, augment=crop_and_flip(crop=crop, flip=flip))
     batches.set_epoch(3)
     for x, y in batches:
         assert torch.equal(x, torch.stack([_naive(int(i), 5, 3, crop, flip) for i in y]))
@@ -245,18 +248,21 @@ def test_crop_and_flip_are_those_of_a_naive_loop(crop: int, flip: bool) -> None:
 
 def test_draws_cover_every_offset_and_both_sides() -> None:
     ramp = torch.arange(1.0, 26).view(1, 1, 5, 5).expand(2000, 1, 5, 5)
-    ((x, _),) = Batches(ramp, torch.zeros(2000, dtype=torch.long), 2000, crop=1, flip=True)
+    ((x, _),) = Batches(ramp, torch.zeros(2000, dtype=torch.long), 2000, augment=crop_and_flip(crop=1, flip=True))
     counts = torch.unique(x[:, 0, 2, 2], return_counts=True)[1]
     assert len(counts) == 9 and counts.min() > 2000 / 9 * 0.75  # the centre sees nine pixels alike
     mirrored = (x[:, 0, 2, 1] > x[:, 0, 2, 2]).float().mean().item()
     assert abs(mirrored - 0.5) < 0.05  # 4.5 standard deviations
 
 
-def test_resuming_gives_the_same_bits_without_the_earlier_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = Batches(IMAGES, LABELS, 3, seed=1, shuffle=True, crop=1, flip=True)
+def test_resuming_gives_the_same_bits_without_the_earlier_batches() -> None:
+    scaled: list[int] = []
+    batches = Batches(
+        IMAGES, LABELS, 3, seed=1, shuffle=True, prepare=lambda x: scaled.append(len(x)) or x,
+        augment=crop_and_flip(crop=1, flip=True),
+    )  # fmt: skip
     batches.set_epoch(2)
-    whole, scaled = list(batches), []
-    monkeypatch.setattr("sparring.core.batches.scale", lambda x: scaled.append(len(x)) or x)
+    whole = list(batches)
     for start in range(5):
         scaled.clear()
         rest = list(batches.epoch_from(start))
@@ -286,7 +292,7 @@ def test_the_order_is_that_of_seed_and_epoch_alone() -> None:
 
 def test_batches_scale_and_count() -> None:
     pixels = torch.tensor([[[[255]]], [[[51]]], [[[0]]]], dtype=torch.uint8)
-    batches = Batches(pixels, torch.tensor([0, 1, 2], dtype=torch.uint8), 2)
+    batches = Batches(pixels, torch.tensor([0, 1, 2], dtype=torch.uint8), 2, prepare=scale)
     assert [x.flatten().tolist() for x, _ in batches] == [[1.0, pytest.approx(0.2)], [0.0]]
     assert {(x.dtype, y.dtype) for x, y in batches} == {(torch.float32, torch.int64)}
     assert len(batches) == 2 and len(Batches(pixels, LABELS[:3], 2, drop_last=True)) == 1
@@ -300,10 +306,10 @@ def test_batches_scale_and_count() -> None:
         lambda: Batches(IMAGES[:0], LABELS[:0], 2),
         lambda: Batches(IMAGES, LABELS, 0),
         lambda: Batches(IMAGES, LABELS, 12, drop_last=True),
-        lambda: Batches(IMAGES.flatten(1), LABELS, 2, flip=True),
-        lambda: Batches(IMAGES, LABELS, 2, crop=-1),
+        lambda: list(Batches(IMAGES.flatten(1), LABELS, 2, augment=crop_and_flip(flip=True))),
+        lambda: crop_and_flip(crop=-1),
     ],
 )
 def test_batches_refuse(make: object) -> None:
-    with pytest.raises(ValueError, match=r"x \(|batch_size|crop"):
+    with pytest.raises(ValueError, match=r"x of|batch_size|crop"):
         make()  # type: ignore[operator]

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sparring.modalities.images import MODELS, Normalize, build, cnn_mnist, default_for, from_file, load_weights, mlp
+from sparring.adapters.files import build_model, load_weights
+from sparring.modalities.images import MODELS, Normalize, build, cnn_mnist, default_for, mlp
 
 SHAPES = {
     "mlp": (7,),
@@ -92,7 +93,7 @@ def test_normalize() -> None:
 
 def test_build_refuses() -> None:
     for arguments, message in (
-        (("resnet", (3, 32, 32), 10), "not known; expected one of mlp"),
+        (("resnet", (3, 32, 32), 10), "is unknown; there are mlp"),
         (("mlp", (3,), 1), "at least 2 classes"),
         (("cnn-mnist", (1, 32, 32), 10), "28x28 pixels, got 32x32"),
         (("cnn-small", (7,), 10), r"got inputs \(7,\)"),
@@ -124,31 +125,36 @@ def fails():
     raise RuntimeError("no weights here")
 
 made = torch.nn.Linear(4, 3)
+
+def sized(num_classes, shape, *, bias: bool = True):
+    return torch.nn.Linear(shape[0], num_classes, bias=bias)
 """
 
 
-def test_from_file(tmp_path: Path) -> None:
+GIVEN = {"shape": (4,), "num_classes": 3}
+
+
+def test_models_from_files(tmp_path: Path) -> None:
     path = tmp_path / "nets.py"
     path.write_text(USER_FILE)
-    assert from_file(f"{path}:make")(torch.rand(2, 4)).shape == (2, 3)
+    assert build_model(f"{path}:make", {}, 0, GIVEN)(torch.rand(2, 4)).shape == (2, 3)
+    sized = build_model(f"{path}:sized,bias=false", {}, 0, GIVEN)
+    assert sized(torch.rand(2, 4)).shape == (2, 3) and sized.bias is None
     for name, kind, message in (
         ("absent", ValueError, "has no function 'absent'; it has .*make"),
-        ("needs", ValueError, "argument.*no arguments"),
+        ("needs", ValueError, "lacks its argument.*shape, num_classes"),
         ("fails", ValueError, "RuntimeError: no weights here"),
         ("wrong", TypeError, r"returned a str; expected a torch\.nn\.Module"),
-        ("made", TypeError, "is a Linear; expected a function"),
+        ("made", TypeError, "lacks|is a Linear|expected"),
         ("torch", TypeError, "is a module"),
     ):
         with pytest.raises(kind, match=message):
-            from_file(f"{path}:{name}")
+            build_model(f"{path}:{name}", {}, 0, GIVEN)
     with pytest.raises(FileNotFoundError, match="no file"):
-        from_file(f"{tmp_path / 'other.py'}:make")
-    for spec in (str(path), f"{path}:", "nets:make"):
-        with pytest.raises(ValueError, match=r"expected FILE\.py:FUNCTION"):
-            from_file(spec)
+        build_model(f"{tmp_path / 'other.py'}:make", {}, 0, GIVEN)
     path.write_text("import no_such_package_at_all\n")
     with pytest.raises(ValueError, match=r"does not run: ModuleNotFoundError.*PYTHONPATH"):
-        from_file(f"{path}:make")
+        build_model(f"{path}:make", {}, 0, GIVEN)
 
 
 def _net(seed: int) -> nn.Module:

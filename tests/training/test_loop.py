@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
-from sparring.modalities.images import Batches
+from sparring.core.batches import Batches
+from sparring.modalities.images import crop_and_flip
 from sparring.threats import Linf
 from sparring.training.guard import trouble
 from sparring.training.loop import TrainingResult, TrainingState, train
@@ -58,7 +59,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 SOURCES: dict[str, Callable[[], Any]] = {
     "list": lambda: PLAIN,
-    "batches": lambda: Batches(X, Y, 4, seed=3, shuffle=True, crop=1, flip=True),
+    "batches": lambda: Batches(X, Y, 4, seed=3, shuffle=True, augment=crop_and_flip(crop=1, flip=True)),
     "loader": lambda: DataLoader(Augmented(), batch_size=4, shuffle=True),
 }
 

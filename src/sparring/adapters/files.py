@@ -9,30 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.core.registry import function_from_file
+from sparring.core.registry import Builder, named
 
 
-def from_file(spec: str) -> nn.Module:
-    """The network that a function in the user's file returns: "path/to/file.py:function".
+def build_model(text: str, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]) -> nn.Module:
+    """The network that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, with weights of that seed.
 
-    The file's code is run: only name files you trust. The function is called without arguments. Raises
-    FileNotFoundError for a missing file, ValueError when the file or the function fails or the name is not
-    there, TypeError when no nn.Module comes back.
+    A builder gets those of the values in `given` that it asks for by name (such as shape, num_classes). A file's code
+    is run: only name files you trust. The global generator stays as it was. Raises FileNotFoundError for a missing
+    file, ValueError for an unknown name or a builder that fails, TypeError when no nn.Module comes back.
     """
-    make = function_from_file(spec, "model")
-    name = spec.rpartition(":")[2]
-    if isinstance(make, nn.Module):
-        raise TypeError(
-            f"model {spec!r}: {name} is a {type(make).__name__}; expected a function that returns the network"
-        )
-    try:
-        model = make()
-    except Exception as error:
-        raise ValueError(
-            f"model {spec!r}: {name}() failed with {type(error).__name__}: {error}. It gets no arguments"
-        ) from error
+    make = named(text, models, "model", given=tuple(given))
+    if isinstance(make.builder, nn.Module):
+        kind = type(make.builder).__name__
+        raise TypeError(f"model {text!r}: the instance is a {kind}; expected a function that returns the network")
+    if given.get("num_classes", 2) < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {given['num_classes']}")
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            model = make(*given.values())
+        except Exception as error:
+            if ".py:" not in make.name:
+                raise
+            raise ValueError(f"model {text!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model {spec!r}: {name}() returned a {type(model).__name__}; expected a torch.nn.Module")
+        raise TypeError(f"model {text!r} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 

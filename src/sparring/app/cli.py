@@ -216,7 +216,7 @@ def list_(
     from sparring.app.settings import Experiment, recipe_options
     from sparring.attacks.plans import PROTOCOLS
     from sparring.attacks.text import ATTACKS, options_of
-    from sparring.modalities.images import MODELS
+    from sparring.modalities import find, known_data
     from sparring.threats import THREATS
     from sparring.training.recipes import RECIPES
 
@@ -224,14 +224,9 @@ def list_(
         "attacks": {n: f"{_summary(f)} Options: {', '.join(options_of(n))}." for n, f in ATTACKS.items()}
         | {n: _summary(f) for n, f in PROTOCOLS.items()},
         "recipes": {n: f"{_summary(f)} Options: {', '.join(recipe_options(n))}." for n, f in RECIPES.items()},
-        "models": {n: _summary(f) for n, f in MODELS.items()},
+        "models": {n: _summary(f) for n, f in find("images").models.items()},
         "threats": {f"{n}:RADIUS": _summary(f) for n, f in THREATS.items()},
-        "data": {
-            "digits": "scikit-learn's 8x8 digits; needs nothing.",
-            "mnist, cifar10": "From $SPARRING_DATA/<name> when that is there, else from the Hugging Face hub.",
-            "FOLDER": "Parquet in the hub's layout: columns image (or img) and label.",
-            "FILE.npz": "x_train, y_train, x_test, y_test: uint8 images NHW or NHWC, float NCHW, or vectors (N, D).",
-        },
+        "data": known_data(),
         "settings": {f.name: f"{f.type}" for f in dataclasses.fields(Experiment) if f.name != "recipe_options"},
     }
     if what not in (None, *tables):

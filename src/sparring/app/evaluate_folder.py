@@ -11,23 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from sparring.adapters.files import build_model, load_weights
 from sparring.app import train_run as runs
 from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
-from sparring.certify import SmoothedNet, SmoothingBound, interval_margin, supported
+from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.preflight import preflight
 from sparring.evaluation.shelf import OtherSettings, Shelf
-from sparring.modalities.images import Batches, build, from_file, load_weights, scale
-from sparring.modalities.images import load as load_data
+from sparring.modalities import find_data
+from sparring.modalities.base import Modality
 from sparring.report import write_report
 from sparring.results.findings import Finding
 from sparring.results.write import write_results
-from sparring.threats import L1, L2, Linf, make_threat
+from sparring.threats import L2, make_threat
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,8 @@ def from_run(run: Path, which: str = "best", model_file: str | None = None) -> S
 
 def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     """The model of a user's file ("file.py:function") or a known name, with the weights of a file."""
-    if ":" in model:
-        built = from_file(model)
-    else:
-        dataset = load_data(data)
-        built = build(model, dataset.shape, dataset.num_classes, 0)
+    dataset, modality, _ = find_data(data)
+    built = build_model(model, modality.models, 0, dataset.given)
     if weights:
         load_weights(built, weights)
     elif ":" not in model:
@@ -96,15 +93,14 @@ def assess(
     for count, what in ((num_examples, "the number of examples"), (batch_size, "the batch size")):
         if count < 1:
             raise ValueError(f"{what} must be at least 1; got {count}")
-    dataset, machine = load_data(data), find_machine(device)
-    on = machine.device
-    sides = {"test": (dataset.x_test, dataset.y_test), "train": (dataset.x_train, dataset.y_train)}
-    if split not in sides:
-        raise ValueError(f"split {split!r} is unknown; there are {', '.join(sides)}")
-    x, y = (part[:num_examples].to(on) for part in sides[split])
-    model, ball, batches = subject.model.to(on), make_threat(threat), Batches(x, y, batch_size)
+    machine = find_machine(device)
+    (dataset, modality, _), on = find_data(data), machine.device
+    batches = dataset.batches(split, batch_size, num_examples)
+    batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
+    x, y = batches.x, batches.y
+    model, ball = subject.model.to(on), make_threat(threat)
     first = preflight(model, *next(iter(batches)), ball)
-    bound, no_certificate = _certificate(certify, first.model, ball, smooth)
+    bound, no_certificate = _certificate(certify, modality, first.model, ball, smooth)
     model = SmoothedNet(first.model, smooth) if smooth else model  # else `measure` wraps it, and tells
     attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
@@ -125,7 +121,7 @@ def assess(
     if sanity:
         if observe:
             observe(Progress(len(y), len(batches), 0, evaluation.cost, "sanity checks", 1.0))
-        checks = _sanity(model, scale(x), y, ball, evaluation, seed)
+        checks = _sanity(model, batches.prepare(x) if batches.prepare else x, y, ball, evaluation, seed)
     record = write_results(
         out, evaluation, class_names=names, name=name or subject.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
@@ -161,7 +157,7 @@ def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
         return measure(*arguments, keep=shelf.folder, **options)
 
 
-def _certificate(how: str, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:
+def _certificate(how: str, modality: Modality, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:
     """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
     if how not in ("auto", "interval", "none"):
         raise ValueError(f"certify={how!r}; expected auto, interval or none")
@@ -173,15 +169,9 @@ def _certificate(how: str, model: Any, threat: Any, smooth: float | None) -> tup
         return None, "none was asked for"
     if smooth:
         return SmoothingBound(model, smooth), ""
-    unknown = supported(model)
-    reason = f"interval bounds have no rule for {unknown}" if unknown else ""
-    if type(threat) not in (Linf, L2, L1):
-        reason = "interval bounds know Linf, L2 and L1 balls only"
-    elif any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):
-        reason = "interval bounds need weights of float32 or float64"
+    bound, reason = modality.certify(model, threat)
     if reason and how == "interval":
         raise ValueError(f"{reason}; leave out --certify interval")
-    bound: Any = None if reason else interval_margin
     return bound, reason
 
 

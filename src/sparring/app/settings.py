@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sparring.core.files import read_json
-from sparring.modalities.images import default_for
 from sparring.threats import make_threat
 from sparring.training.recipes import RECIPES, Mixed, Recipe, Standard, Trades
 from sparring.training.schedules import SCHEDULES
@@ -21,7 +20,7 @@ from sparring.training.schedules import SCHEDULES
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that decides a training run. None means: a default for the data at hand (see `PRESETS`).
+    """Everything that decides a training run. None means: a default for the data at hand (see `DEFAULTS`).
 
     held_out: how many training examples choose the best epoch (at most a tenth of them). radius_ramp: the share of the
     run in which the radius grows from 0. averaging: decay of a weight average. recipe_options: see the recipe.
@@ -73,28 +72,17 @@ class Experiment:
             _typed(name, self.recipe_options[name], allowed[name])
         return RECIPES[self.recipe](make_threat(self.threat), **self.recipe_options)
 
-    def completed(self, shape: tuple[int, ...], name: str) -> Experiment:
-        """The record with every None replaced by the default for inputs of this shape, of the data set `name`."""
-        preset = PRESETS.get(shape[-2:] if len(shape) == 3 else None, {})
-        values = {"model": default_for(shape), **PRESETS[None], **preset, **PRESETS.get(name, {})}
+    def completed(self, preset: Mapping[str, Any]) -> Experiment:
+        """The record with every None replaced by what suits the data, or else by the general default."""
+        values = {**DEFAULTS, **preset}
         return dataclasses.replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
 
 
-PRESETS: dict[Any, dict[str, Any]] = {
-    None: {
-        "epochs": 50, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
-        "schedule": "one-cycle", "radius_ramp": 0.3, "crop": 0, "flip": False,
-    },
-    (8, 8): {"epochs": 50, "batch_size": 64, "learning_rate": 5e-3, "weight_decay": 1e-2, "averaging": 0.99},
-    (28, 28): {"epochs": 15, "model": "cnn-mnist-wide"},
-    (32, 32): {
-        "epochs": 30, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "averaging": 0.995, "crop": 4,
-        "radius_ramp": 0.0,
-    },
-    "cifar10": {"flip": True},  # by name: digits must not be mirrored
+DEFAULTS: dict[str, Any] = {
+    "epochs": 50, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
+    "schedule": "one-cycle", "radius_ramp": 0.3, "crop": 0, "flip": False,
 }  # fmt: skip
-"""Defaults by height and width, or by name. A radius that grows from 0 gets MNIST at 0.3 off its plateau. (32, 32):
-SGD, weight decay and crop of Rice 2020, the triangle of Wong 2020 instead of 200 epochs, averaging of Gowal 2020."""
+"""Training settings where the data has no other. A radius that grows from 0 gets MNIST at 0.3 off its plateau."""
 
 
 def recipe_options(name: str) -> dict[str, str]:

@@ -19,14 +19,18 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from sparring.adapters.files import build_model, load_weights
 from sparring.app.settings import Experiment
 from sparring.attacks.text import parse_attacks
+from sparring.core.batches import Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
+from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
-from sparring.modalities.images import Batches, Dataset, build, from_file, hold_out, load_weights
-from sparring.modalities.images import load as load_data
+from sparring.modalities import find
+from sparring.modalities import load as load_data
+from sparring.modalities.base import Dataset
 from sparring.threats import make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp
@@ -42,7 +46,7 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
     data = load_data(experiment.data)
-    experiment = experiment.completed(data.shape, data.name)
+    experiment = experiment.completed(find(data.kind).presets(data))
     model = _model(experiment, data.shape, data.num_classes)
     config = {
         "experiment": dataclasses.asdict(experiment),
@@ -154,12 +158,8 @@ def _trusted(experiment: Experiment, model: str | None, run: Path) -> None:
 
 def _model(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     assert experiment.model is not None
-    if ":" in experiment.model:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(experiment.seed)
-            model = from_file(experiment.model)
-    else:
-        model = build(experiment.model, shape, num_classes, experiment.seed)
+    given = {"shape": shape, "num_classes": num_classes}
+    model = build_model(experiment.model, find("images").models, experiment.seed, given)
     if experiment.weights:
         load_weights(model, Path(experiment.weights))
     return model
@@ -173,17 +173,19 @@ def _run(
     state: dict[str, Any] | None,
     observe: Observe | None,
 ) -> TrainingResult:
-    e, device = experiment, find_machine(experiment.device).device
+    e, machine = experiment, find_machine(experiment.device)
+    device = machine.device
     model.to(device)
     num_held = min(e.held_out, max(len(data.y_train) // 10, data.num_classes))
     keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=e.seed)
-    x, y = data.x_train.to(device), data.y_train.to(device)
+    x, y = machine.place(data.x_train), machine.place(data.y_train)
+    augment = find(data.kind).augment
     assert e.epochs is not None and e.batch_size is not None and e.radius_ramp is not None and e.schedule is not None
     batches = Batches(
-        x[keep], y[keep], e.batch_size, seed=e.seed, shuffle=True, crop=e.crop or 0, flip=bool(e.flip),
-        drop_last=len(keep) >= e.batch_size,
+        take(x, keep), y[keep], e.batch_size, seed=e.seed, shuffle=True, drop_last=len(keep) >= e.batch_size,
+        prepare=data.prepare, augment=augment(crop=e.crop or 0, flip=bool(e.flip)) if augment else None,
     )  # fmt: skip
-    validation = Batches(x[held], y[held], 500)
+    validation = Batches(take(x, held), y[held], 500, prepare=data.prepare)
     threat = make_threat(e.threat)
     found = {finding.name for finding in preflight(model, *next(iter(validation)), threat).findings}
     if "probabilities" in found:

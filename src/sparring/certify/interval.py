@@ -47,6 +47,17 @@ class _Region(NamedTuple):
         return _Region(self.low[rows], self.high[rows], ball)
 
 
+def find_interval_bound(model: nn.Module, threat: Any) -> tuple[Callable[..., Tensor] | None, str]:
+    """`interval_margin` and "" where it can bound this model under this threat, else None and why it cannot.
+    """
+    if type(threat) not in ORDERS:
+        return None, "interval bounds know Linf, L2 and L1 balls only"
+    if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):
+        return None, "interval bounds need weights of float32 or float64"
+    unknown = rules.supported(model)
+    return (None, f"interval bounds have no rule for {unknown}") if unknown else (interval_margin, "")
+
+
 def interval_margin(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tensor:
     """(B,) a lower bound of min (logit_y - max_{k != y} logit_k) over the threat set of each example; > 0 is certified.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring.modalities.images.models import Block, GlobalMean, Normalize
+from sparring.core.layers import Block, GlobalMean, Normalize
 
 Corners = tuple[Tensor, Tensor]
 Rule = Callable[[Any, Tensor, Tensor], Corners]

@@ -1,19 +1,22 @@
 """Batches in a keyed order, and the part of the training data that is held out.
 
-Shapes: N examples, B batch, C H W one image, *X one input.
+Shapes: N examples, B batch, *X one input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.core.noise import Noise
-from sparring.modalities.images.data import scale
+from sparring.core.types import Inputs, device_of, size, take
+
+Augment = Callable[[Any, Tensor, int, int], Any]
+"""(x (B, *X), index (B,), epoch, seed) -> x: draws are keyed by these three, so that a resumed run repeats them."""
 
 
 def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -39,67 +42,54 @@ def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """Batches (x float32 (B, *X), y int64 (B,)) of `x` (N, *X) and `y` (N,), in the current epoch's order.
+    """Batches (x (B, *X), y int64 (B,)) of `x` (N, *X) or named tensors, and `y` (N,), in the current epoch's order.
 
-    shuffle: a new order every epoch, from (seed, epoch) alone. crop: pad images by that many black pixels
-    and cut at random; flip: mirror half of the images; their draws are keyed by (seed, epoch, example), so
-    neither batch size nor starting point changes them. Call `set_epoch` before each epoch, as with
-    DistributedSampler.
+    shuffle: a new order every epoch, from (seed, epoch) alone. prepare: makes model inputs of stored examples, such as
+    bytes into floats. augment: changes them at random, see `Augment`; neither batch size nor starting point changes its
+    draws. Call `set_epoch` before each epoch, as with DistributedSampler.
 
     >>> [len(y) for _, y in Batches(torch.rand(5, 2), torch.arange(5), batch_size=2)]
     [2, 2, 1]
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, batch_size: int, *, seed: int = 0, shuffle: bool = False, crop: int = 0,
-        flip: bool = False, drop_last: bool = False,
+        self, x: Inputs, y: Tensor, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
+        prepare: Callable[[Any], Any] | None = None, augment: Augment | None = None,
     ) -> None:  # fmt: skip
-        if len(x) != len(y) or len(y) == 0 or y.ndim != 1 or y.is_floating_point():
+        if size(x) != len(y) or len(y) == 0 or y.ndim != 1 or y.is_floating_point():
             raise ValueError(
-                f"x {tuple(x.shape)}, y {y.dtype} {tuple(y.shape)}; expected one whole number each, and some"
+                f"x of {size(x)} examples, y {y.dtype} {tuple(y.shape)}; expected one whole number each, and some"
             )
-        if batch_size < 1 or (drop_last and batch_size > len(x)):
-            raise ValueError(f"batch_size {batch_size} with {len(x)} examples (drop_last={drop_last}) makes no batch")
-        if crop < 0 or ((crop or flip) and x.ndim != 4):
-            raise ValueError(f"crop={crop}, flip={flip} with inputs {tuple(x.shape[1:])}; they need images (C, H, W)")
+        if batch_size < 1 or (drop_last and batch_size > len(y)):
+            raise ValueError(f"batch_size {batch_size} with {len(y)} examples (drop_last={drop_last}) makes no batch")
         self.x, self.y, self.batch_size, self.seed, self.epoch = x, y.to(torch.int64), batch_size, seed, 0
-        self.shuffle, self.crop, self.flip, self.drop_last = shuffle, crop, flip, drop_last
+        self.shuffle, self.drop_last, self.prepare, self.augment = shuffle, drop_last, prepare, augment
 
     def __len__(self) -> int:
         return len(self.y) // self.batch_size if self.drop_last else -(-len(self.y) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         return self.epoch_from(0)
 
     def set_epoch(self, epoch: int) -> None:
         """From the next iteration on, the order and the draws are those of this epoch."""
         self.epoch = epoch
 
-    def epoch_from(self, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch_from(self, start_batch: int) -> Iterator[tuple[Any, Tensor]]:
         """The batches of the current epoch from that position on; the earlier ones are not computed."""
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"cannot start at batch {start_batch}: an epoch has {len(self)} batches")
         order, epoch = self._order(), self.epoch
         chunks = order.split(self.batch_size)[start_batch : len(self)]
-        return ((self._augment(scale(self.x[i]), i, epoch), self.y[i.to(self.y.device)]) for i in chunks)
+        return ((self._inputs(index, epoch), self.y[index.to(self.y.device)]) for index in chunks)
+
+    def _inputs(self, index: Tensor, epoch: int) -> Any:
+        x = take(self.x, index)
+        x = self.prepare(x) if self.prepare else x
+        return self.augment(x, index, epoch, self.seed) if self.augment else x
 
     def _order(self) -> Tensor:
         if not self.shuffle:
-            return torch.arange(len(self.y), device=self.x.device)
+            return torch.arange(len(self.y), device=device_of(self.x))
         key = Noise.make(self.seed, f"order of epoch {self.epoch}", torch.arange(1)).keys.item()
-        return torch.randperm(len(self.y), generator=torch.Generator().manual_seed(int(key))).to(self.x.device)
-
-    def _augment(self, x: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Crop and mirror in one gather: rows (B, H) and columns (B, W) of the padded image."""
-        if not self.crop and not self.flip:
-            return x
-        (num, _, height, width), device = x.shape, x.device
-        noise = Noise.make(self.seed, f"crop and flip, epoch {epoch}", index)
-        corner = (noise.uniform((2,)) * (2 * self.crop + 1)).long()
-        rows = corner[:, :1] + torch.arange(height, device=device)
-        columns = corner[:, 1:] + torch.arange(width, device=device)
-        if self.flip:
-            columns = torch.where(noise.uniform((1,), draw=1) < 0.5, columns.flip(1), columns)
-        padded = F.pad(x, (self.crop,) * 4).movedim(1, 3)
-        example = torch.arange(num, device=device)[:, None, None]
-        return padded[example, rows[:, :, None], columns[:, None, :]].movedim(3, 1).contiguous()
+        return torch.randperm(len(self.y), generator=torch.Generator().manual_seed(int(key))).to(device_of(self.x))

@@ -1,1 +1,85 @@
-"""Kinds of input: one folder each."""
+"""The kinds of input. A new one is a folder beside `images` whose module holds MODALITY, and one line here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+from sparring.core.registry import Spec, named, parse
+from sparring.modalities.base import Dataset, Modality
+
+MODALITIES: dict[str, str] = {"images": "sparring.modalities.images"}
+
+
+class Loaded(NamedTuple):
+    """A data set, its kind of input, and a sentence on how the text was taken where it did not say so."""
+
+    data: Dataset
+    modality: Modality
+    taken: str
+
+
+def find(kind: str) -> Modality:
+    """The record of a kind of input, such as "images"; raises ValueError for one that is not known."""
+    if kind not in MODALITIES:
+        raise ValueError(f"kind of input {kind!r} is unknown; there are {', '.join(MODALITIES)}")
+    modality: Modality = importlib.import_module(MODALITIES[kind]).MODALITY
+    return modality
+
+
+def load(text: str) -> Dataset:
+    """The data set that `[KIND:]PATH,KEY=VALUE...` names, or the one that FILE.py:FUNCTION returns.
+
+    Without KIND, known names and what lies at the path decide. Raises ValueError where two kinds would take it or none
+    can, FileNotFoundError where nothing is there.
+
+    >>> load("digits").shape
+    (1, 8, 8)
+    """
+    return find_data(text).data
+
+
+@functools.lru_cache(maxsize=1)
+def find_data(text: str) -> Loaded:
+    """`load`, with the kind of input, and how it was found."""
+    spec, taken = parse(text), ""
+    if ".py:" in spec.name:
+        return _from_file(spec)
+    if spec.name not in MODALITIES:
+        kind = _kind_of(spec.name if spec.value is None else f"{spec.name}:{spec.value}", text)
+        spec = spec._replace(name=kind, value=spec.name if spec.value is None else f"{spec.name}:{spec.value}")
+        taken = f"data {text} is taken as {kind}; {kind}:{text} would say so"
+    modality = find(spec.name)
+    return Loaded(named(spec, {spec.name: modality.load}, "data", given=())(), modality, taken)
+
+
+def known_data() -> dict[str, str]:
+    """The data sets and forms of all kinds, with a line on each."""
+    return {name: line for kind in MODALITIES for name, line in find(kind).known.items()}
+
+
+def _kind_of(path: str, text: str) -> str:
+    kinds = [kind for kind in MODALITIES if path in find(kind).known]
+    place = Path(path).expanduser()
+    if not kinds and place.exists():
+        kinds = [kind for kind in MODALITIES if find(kind).reads(place)]
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        forms = " or ".join(f"{kind}:{text}" for kind in kinds)
+        raise ValueError(f"data {text!r} fits several kinds of input, which have other attacks; say {forms}")
+    expected = f"expected {', '.join(known_data())}, or FILE.py:FUNCTION"
+    if not place.exists():
+        raise FileNotFoundError(f"data {text!r}: there is no such name, folder or file; {expected}")
+    forms = "; ".join(f"{name}: {line}" for name, line in known_data().items() if name.isupper() or "." in name)
+    what = "folder" if place.is_dir() else f"{place.suffix or 'plain'} file"
+    raise ValueError(f"data {text!r}: cannot read a {what} like this; {expected}. {forms}")
+
+
+def _from_file(spec: Spec) -> Loaded:
+    data = named(spec, {}, "data", given=())()
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data {spec.text!r} returned a {type(data).__name__}; expected a sparring.Dataset")
+    return Loaded(data, find(data.kind), "")

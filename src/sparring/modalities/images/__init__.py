@@ -1,14 +1,12 @@
-"""Images and plain feature vectors: reading them, and reference networks."""
+"""Images and plain feature vectors: reading them, reference networks, augmentation, training settings."""
 
-from sparring.adapters.files import from_file as from_file
-from sparring.adapters.files import load_weights as load_weights
-from sparring.core.batches import Batches as Batches
-from sparring.core.batches import hold_out as hold_out
-from sparring.modalities.images.data import Dataset as Dataset
-from sparring.modalities.images.data import load as load
+from sparring.certify.interval import find_interval_bound
+from sparring.core.layers import Normalize as Normalize
+from sparring.modalities.base import Modality
+from sparring.modalities.images.augment import crop_and_flip as crop_and_flip
+from sparring.modalities.images.data import KNOWN, read_images, reads
 from sparring.modalities.images.data import scale as scale
 from sparring.modalities.images.models import MODELS as MODELS
-from sparring.modalities.images.models import Normalize as Normalize
 from sparring.modalities.images.models import build as build
 from sparring.modalities.images.models import cnn_mnist as cnn_mnist
 from sparring.modalities.images.models import cnn_mnist_wide as cnn_mnist_wide
@@ -16,3 +14,9 @@ from sparring.modalities.images.models import cnn_small as cnn_small
 from sparring.modalities.images.models import default_for as default_for
 from sparring.modalities.images.models import mlp as mlp
 from sparring.modalities.images.models import resnet_small as resnet_small
+from sparring.modalities.images.presets import presets
+
+MODALITY = Modality(
+    name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, augment=crop_and_flip,
+    certify=find_interval_bound,
+)  # fmt: skip

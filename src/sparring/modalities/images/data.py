@@ -1,16 +1,14 @@
-"""Data sets as tensors (digits, MNIST, CIFAR-10, a folder of parquet, an .npz file), and keyed batches.
+"""Images and feature vectors as tensors: digits, MNIST, CIFAR-10, a folder of parquet, an .npz file.
 
 Shapes: N examples, B batch, C H W one image, D features, *X one input.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparring.modalities.base import Dataset
+
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Examples as stored: x uint8 or float32, images (N, C, H, W) or features (N, D); labels int64 (N,)."""
-
-    name: str
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    class_names: tuple[str, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-        return tuple(self.x_train.shape[1:])
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+KNOWN = {
+    "digits": "scikit-learn's 8x8 digits; needs nothing.",
+    "mnist": "From $SPARRING_DATA/mnist when that is there, else from the Hugging Face hub.",
+    "cifar10": "From $SPARRING_DATA/cifar10 when that is there, else from the Hugging Face hub.",
+    "FOLDER": "train-*.parquet and test-*.parquet (or validation-*), as the hub has them: image (or img) and label.",
+    "FILE.npz": "x_train, y_train, x_test, y_test: uint8 images NHW or NHWC, float NCHW, or vectors (N, D).",
+}
 
 
 def scale(x: Tensor) -> Tensor:
@@ -56,8 +44,12 @@ def scale(x: Tensor) -> Tensor:
     return x.to(torch.float32)
 
 
-@functools.lru_cache(maxsize=1)
-def load(spec: str) -> Dataset:
+def reads(path: Path) -> bool:
+    """Whether a file or folder looks like images."""
+    return path.suffix == ".npz" or (path.is_dir() and any(path.rglob("*.parquet")))
+
+
+def read_images(path: str) -> Dataset:
     """The data set "digits", "mnist" or "cifar10", or that of a folder of parquet or an .npz file.
 
     "mnist" and "cifar10" come from the folder $SPARRING_DATA/<name> if it exists, else from the Hugging Face
@@ -66,23 +58,22 @@ def load(spec: str) -> Dataset:
     (N, C, H, W), or float features (N, D). FileNotFoundError where nothing is found, ValueError where the
     content will not do.
 
-    >>> load("digits").shape
+    >>> read_images("digits").shape
     (1, 8, 8)
     """
-    if spec == "digits":
+    if path == "digits":
         return _digits()
-    if spec in HUB:
+    if path in HUB:
         home = os.environ.get("SPARRING_DATA")
-        return _parquet(Path(home, spec) if home and Path(home, spec).is_dir() else _download(spec), spec)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _parquet(path, path.resolve().name)
-    expected = "expected digits, mnist, cifar10, a folder of parquet files, or an .npz file"
-    if not path.exists():
-        raise FileNotFoundError(f"data {spec!r}: there is no such name, folder or file; {expected}")
-    if path.suffix != ".npz":
-        raise ValueError(f"data {spec!r}: cannot read a {path.suffix or 'plain'} file; {expected}")
-    return _npz(path)
+        return _parquet(Path(home, path) if home and Path(home, path).is_dir() else _download(path), path)
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return _parquet(place, place.resolve().name)
+    if not place.exists():
+        raise FileNotFoundError(f"data {path!r}: there is no such name, folder or file; expected {', '.join(KNOWN)}")
+    if place.suffix != ".npz":
+        raise ValueError(f"data {path!r}: cannot read a {place.suffix or 'plain'} file; expected {', '.join(KNOWN)}")
+    return _npz(place)
 
 
 def _digits() -> Dataset:
@@ -199,7 +190,8 @@ def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, cl
         raise ValueError(f"{name}: labels go up to {num - 1}, with fewer examples than that: are they class numbers?")
     if class_names is not None and len(class_names) < num:
         raise ValueError(f"{name}: labels go up to {num - 1}, but there are {len(class_names)} class names")
-    return Dataset(name, x_train, y_train, x_test, y_test, tuple(class_names or map(str, range(num))))
+    names = tuple(class_names or map(str, range(num)))
+    return Dataset(name, "images", x_train, y_train, x_test, y_test, names, prepare=scale)
 
 
 def _inputs(x: np.ndarray, key: str, name: str) -> Tensor:

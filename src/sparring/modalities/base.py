@@ -1,0 +1,85 @@
+"""What a kind of input brings with it: one record, `Modality`; and a data set in memory, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparring.core.batches import Batches
+from sparring.core.registry import Builder
+from sparring.core.types import Inputs, map_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples as stored: tensors (N, *X) or named tensors of N rows, and labels int64 (N,).
+
+    kind: the name of the modality. facts: plain values that models and threats may ask for by name beside `shape` and
+    `num_classes`, such as the size of a vocabulary. prepare: makes model inputs of stored examples.
+    """
+
+    name: str
+    kind: str
+    x_train: Inputs
+    y_train: Tensor
+    x_test: Inputs
+    y_test: Tensor
+    class_names: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], Any] | None = None
+
+    @property
+    def shape(self) -> Any:
+        """The shape of one input; of named tensors the shapes by name."""
+        if isinstance(self.x_train, Tensor):
+            return tuple(self.x_train.shape[1:])
+        return {name: tuple(tensor.shape[1:]) for name, tensor in self.x_train.items()}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What a builder of models may ask for by name: `shape`, `num_classes` and the facts."""
+        return {"shape": self.shape, "num_classes": self.num_classes, **self.facts}
+
+    def batches(self, split: str = "test", batch_size: int = 250, count: int | None = None) -> Batches:
+        """Prepared batches of the first `count` examples of `test` or `train`, in their order."""
+        if split not in ("test", "train"):
+            raise ValueError(f"split {split!r} is unknown; there are test, train")
+        x, y = (getattr(self, f"{side}_{split}") for side in "xy")
+        return Batches(map_inputs(lambda rows: rows[:count], x), y[:count], batch_size, prepare=self.prepare)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One kind of input: everything that is its own. A new one is a folder, and a line in `MODALITIES`.
+
+    load: (path, *, options) -> Dataset; its signature says what `--data KIND:PATH,KEY=VALUE` takes. known: names of
+    data sets, and forms of paths in capitals, with a line on each. reads: whether a file or folder looks like its own.
+    threats, attacks, plans, recipes, models: builders by name, beside the shared ones (an equal name goes first).
+    validation: the attack that chooses the best epoch. augment: options -> `Augment`, or None. presets: training
+    settings for a data set, `model` among them. certify: (model, threat) -> a lower bound of margins (see `measure`) or
+    None, and why there is none. metrics: see `measure`. show: (gallery, results) -> html of some attacked examples.
+    """
+
+    name: str
+    load: Builder
+    known: Mapping[str, str]
+    reads: Callable[[Path], bool]
+    presets: Callable[[Dataset], dict[str, Any]]
+    models: Mapping[str, Builder]
+    threats: Mapping[str, Builder] = field(default_factory=dict)
+    attacks: Mapping[str, Builder] = field(default_factory=dict)
+    plans: Mapping[str, Builder] = field(default_factory=dict)
+    recipes: Mapping[str, Builder] = field(default_factory=dict)
+    validation: str = "pgd:num_steps=10,step=0.25"
+    augment: Builder | None = None
+    certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
+    metrics: Callable[..., Any] | None = None
+    show: Callable[..., str] | None = None
