@@ -28,8 +28,9 @@ def onto_plane(
 
     >>> onto_plane(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]), 2)
     tensor([[0.6000, 0.8000]])
-    >>> onto_plane(torch.tensor([[1.0, 1.0]]), torch.tensor([3.0]), math.inf, high=torch.tensor([[9.0, 1.0]]))
-    tensor([[2., 1.]])
+    >>> step = onto_plane(torch.tensor([[1.0, 1.0]]), torch.tensor([3.0]), math.inf, high=torch.tensor([[9.0, 1.0]]))
+    >>> [round(number, 3) for number in step[0].tolist()]
+    [2.0, 1.0]
     """
     if norm not in (1, 2, math.inf):
         raise ValueError(f"norm={norm}; the smallest step onto a hyperplane is known here for 1, 2 and math.inf")
