@@ -89,7 +89,7 @@ def test_only_permitted_points_lower_the_margin(cheat: str) -> None:
         return attack
 
     left = measure(line, cut(7), free("Linf", 0.5 * float(distance("Linf").min())), [make]).table["margin_left"]
-    assert torch.equal(left, CORRECT.double())
+    torch.testing.assert_close(left, CORRECT.double(), rtol=0, atol=1e-9)  # the rows are shown in another batch
 
 
 def test_a_margin_of_zero_counts_as_gone() -> None:
@@ -172,7 +172,8 @@ def test_certified_examples_need_no_attack(kind: str, batch: int) -> None:
     assert (found.clean, found.robust, found.curve) == (plain.clean, plain.robust, plain.curve)
     assert found.attacks[0].ran_on == plain.attacks[0].ran_on - int(sure.sum())
     assert found.attacks[1].standing_after == plain.attacks[1].standing_after
-    assert torch.equal(found.table["margin_left"], torch.where(sure, 1.0, plain.table["margin_left"]))
+    wanted = torch.where(sure, 1.0, plain.table["margin_left"])  # others stand together in a batch: up to rounding
+    torch.testing.assert_close(found.table["margin_left"], wanted, rtol=1e-9, atol=1e-12)
     assert found.cost.backwards < plain.cost.backwards
     assert found.certification == {"name": f"Bound(kind='{kind}', slack=0.3)", "settings": {
         "type": "Bound", "kind": kind, "slack": 0.3}}  # fmt: skip
