@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sparring.attacks.starts import Start, uniform
 from sparring.core.geometry import per_example
-from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.model_state import aligned, attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, cross_entropy
-from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, plain, size
+from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, map_inputs, plain, size
 from sparring.threats.base import ThreatModel
 
 Keep = Literal["fooled_first", "highest_loss", "smallest_fooling", "last"]
@@ -93,7 +93,7 @@ class Attack:
         noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
         self._check(target, num)
         with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
-            x, target = plain(x), target.detach().clone()
+            x, target = map_inputs(aligned, plain(x)), target.detach().clone()
             z = self.start(threat, x, noise)
             problem = Problem(threat, x, self.num_steps, noise)
             state = self.rule.init(problem, z)

@@ -1,13 +1,15 @@
-"""Borrow a model for crafting and give it back untouched."""
+"""Borrow a model for crafting and give it back untouched; and where in memory it is computed on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparring.core.types import Model
 
@@ -41,7 +43,8 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
             model.train(mode == "train")
         for p in learning:
             p.requires_grad_(False)
-        yield lambda x: model(x)
+        with aligned_weights(model):
+            yield lambda x: model(x)
     finally:
         for module, flag in flags:
             module.training = flag
@@ -50,6 +53,40 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where its memory begins at a multiple of 64 bytes and has no gaps, as torch allocates it; else a copy.
+
+    Matrix products on a CPU may sum in another order at another address, so a view of a batch, or numpy's memory,
+    would give other last bits than the same numbers elsewhere.
+    """
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return tensor
+    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return tensor if dense and tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+@contextmanager
+def aligned_weights(model: nn.Module) -> Iterator[None]:
+    """For the body, weights and buffers in foreign memory (numpy's, a mapped file's) lie `aligned` in torch's own.
+
+    Afterwards they lie where they did, with the values they have then. Those that share memory stay: they are tied.
+    """
+    plain = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and type(t.data) is Tensor)
+    tensors = [t for t in plain if t.device.type == "cpu" and t.layout == torch.strided]
+    owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    alone = [(t, t.data) for t in tensors if owners[t.untyped_storage().data_ptr()] == 1]
+    moved = [(t, old, new) for t, old in alone if (new := aligned(old)) is not old]
+    for tensor, _, new in moved:
+        tensor.data = new
+    try:
+        yield
+    finally:
+        for tensor, old, new in moved:
+            if not torch.equal(old, new):  # the file behind the old memory may not be writable
+                old.copy_(new)
+            tensor.data = old
 
 
 @contextmanager

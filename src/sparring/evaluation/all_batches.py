@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.core.types import Cost, Inputs, Model, device_of, size, take
+from sparring.core.model_state import aligned
+from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size, take
 from sparring.evaluation.fingerprint import describe, digest, digest_of_model, digest_of_package
 from sparring.evaluation.one_batch import Plan, judge
 from sparring.evaluation.parts import Part
@@ -68,6 +69,7 @@ class Walk:
             if number == 0:
                 checked = model if isinstance(model, Preflight) else preflight(model, x, y, self.plan.threat)
                 self.model, findings = checked.model, list(checked.findings)
+            x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
             key = Key(number, self.done, digest(x, y) if self.shelf else "")
             part = None
             if self.crew.mine(number):

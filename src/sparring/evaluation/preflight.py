@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.model_state import aligned, attack_mode, private_rng
 from sparring.core.objectives import cross_entropy, margin
-from sparring.core.types import Inputs, Model, device_of, plain, size, take
+from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size, take
 from sparring.evaluation.outputs import LogProbabilities, TwoLogits, are_probabilities, is_probability
 from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
@@ -47,7 +47,7 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
     ['probabilities']
     """
     _check_kind(x)
-    x, threat = plain(x), take(threat, torch.arange(size(x)))
+    x, threat = map_inputs(aligned, plain(x)), take(threat, torch.arange(size(x)))
     check_data(x, threat)
     findings = _train_mode(model)
     first, second = _two_looks(model, x, threat)

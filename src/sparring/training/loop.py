@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, size
 from sparring.training.guard import trouble
@@ -130,7 +131,7 @@ def train(
     """
     averaged = averaged_copy(model, averaging) if averaging else None
     state = TrainingState(model, optimizer, averaged)
-    with _own_rates(optimizer) as rates:
+    with aligned_weights(model), _own_rates(optimizer) as rates:
         if resume:
             state.load(resume)
         state.total = num_epochs * _count(batches)
@@ -140,6 +141,7 @@ def train(
             started = time.monotonic()
             model.train()
             for x, y in _rest_of_epoch(batches, state):
+                x, y = map_inputs(aligned, x), aligned(y)
                 progress = min(1.0, state.step / state.total)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(progress)
