@@ -139,7 +139,7 @@ def test_tied_weights_stay_tied() -> None:
     assert bool((model.part == 0).all()) and model.part.data_ptr() == model.whole.data_ptr() + 8
 
 
-def test_weights_in_a_file_that_cannot_be_written(tmp_path: Any) -> None:
+def test_weights_in_a_mapped_file(tmp_path: Any) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(16) + rand(3, DIM).numpy().tobytes())
     model = nn.Linear(DIM, 3, bias=False).double()

@@ -47,10 +47,10 @@ def tables(textbook: ModuleType) -> dict[str, dict[str, float]]:
 
 def test_textbook_without_a_loss(tables: dict[str, dict[str, float]]) -> None:
     found = tables["(a) no loss"]
-    assert found["gradient of the sum of the outputs, length"] < 1e-15
+    assert found["gradient of the sum of the outputs, length"] < 1e-12
     assert found["gradient of the loss, length"] > 0.1
     at_x = found["probability of the class at x"]
-    assert found["... after ascending the sum of the outputs"] == pytest.approx(at_x, abs=1e-14)
+    assert found["... after ascending the sum of the outputs"] == pytest.approx(at_x, abs=1e-12)
     assert found["... after ascending the largest output"] > at_x + 1e-4
     assert found["... after ascending the loss"] < at_x - 1e-4
 
@@ -70,8 +70,8 @@ def test_textbook_softmax_twice(tables: dict[str, dict[str, float]]) -> None:
 
 def test_textbook_steps_of_epsilon(tables: dict[str, dict[str, float]]) -> None:
     found = tables["(c) steps as long as epsilon"]
-    assert found["x: PGD with steps of epsilon, distance from FGSM"] < 1e-15
-    assert found["x: steps of epsilon / 8, random start, distance"] < 1e-15
+    assert found["x: PGD with steps of epsilon, distance from FGSM"] < 1e-12
+    assert found["x: steps of epsilon / 8, random start, distance"] < 1e-12
     assert 0.05 < found["500: share where steps of the radius equal FGSM"] < 0.5
     assert found["500: farthest entry from -radius, 0 or +radius"] < 1e-9
     order = ["FGSM", "PGD, steps of the radius", "PGD, steps of radius / 8", "PGD, radius / 8, 5 random starts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import partial
 
 import pytest
 import torch
@@ -61,12 +62,12 @@ def test_golden_values() -> None:
 def test_draws_belong_to_the_example(method: str) -> None:
     whole = getattr(make(6), method)((2, 5), 3)
     order = torch.tensor([4, 0, 5])
-    assert torch.equal(getattr(make(6).take(order), method)((2, 5), 3), whole[order])
-    assert torch.equal(getattr(Noise.make(0, "test", order), method)((2, 5), 3), whole[order])
-    assert torch.equal(getattr(make(3), method)((2, 5), 3), whole[:3])
-    assert torch.equal(
-        getattr(make(6).restart(2).take(order), method)((4,)), getattr(make(6).restart(2), method)((4,))[order]
-    )
+    rounding = 0 if method == "uniform" else 1e-6  # `erfinv` of a vector may round by where in it a number stands
+    same = partial(torch.testing.assert_close, rtol=rounding, atol=0)
+    same(getattr(make(6).take(order), method)((2, 5), 3), whole[order])
+    same(getattr(Noise.make(0, "test", order), method)((2, 5), 3), whole[order])
+    same(getattr(make(3), method)((2, 5), 3), whole[:3])
+    same(getattr(make(6).restart(2).take(order), method)((4,)), getattr(make(6).restart(2), method)((4,))[order])
 
 
 def test_a_longer_draw_begins_with_the_shorter() -> None:
