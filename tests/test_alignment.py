@@ -74,6 +74,15 @@ def test_an_evaluation(kind: str, threat: Any) -> None:
     check_same(evaluate(network(kind), views, threat, [fgsm, pgd], curve=(0.5, 2.0)), there)
 
 
+def test_an_evaluation_in_inference_mode() -> None:
+    def judged(model: nn.Module, offset: int) -> Any:
+        return evaluate(model, [(placed(X, offset), Y)], Linf(0.05), [fgsm], curve=())
+
+    there, model = judged(network("told"), 0), network("told", 24)
+    with torch.inference_mode():
+        check_same(judged(model, 8), there)
+
+
 @pytest.mark.parametrize("kind", ["told", "real"])
 def test_an_attack_and_the_preflight(kind: str) -> None:
     want = pgd(Linf(0.05))(network(kind), X, Y)

@@ -73,20 +73,27 @@ def aligned_weights(model: nn.Module) -> Iterator[None]:
 
     Afterwards they lie where they did, with the values they have then. Those that share memory stay: they are tied.
     """
-    plain = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and type(t.data) is Tensor)
-    tensors = [t for t in plain if t.device.type == "cpu" and t.layout == torch.strided]
-    owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
-    alone = [(t, t.data) for t in tensors if owners[t.untyped_storage().data_ptr()] == 1]
-    moved = [(t, old, new) for t, old in alone if (new := aligned(old)) is not old]
-    for tensor, _, new in moved:
-        tensor.data = new
+    with torch.inference_mode(False):  # what is made in inference mode cannot be attacked
+        moved = _misplaced(model)
+        for tensor, _, new in moved:
+            tensor.data = new
     try:
         yield
     finally:
-        for tensor, old, new in moved:
-            if not torch.equal(old, new):  # the file behind the old memory may not be writable
-                old.copy_(new)
-            tensor.data = old
+        with torch.inference_mode(False):
+            for tensor, old, new in moved:
+                if not torch.equal(old, new):  # the file behind the old memory may not be writable
+                    old.copy_(new)
+                tensor.data = old
+
+
+def _misplaced(model: nn.Module) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Weights and buffers that are not aligned and share no memory, their memory, and an aligned copy."""
+    found = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and not t.is_inference())
+    tensors = [t for t in found if type(t.data) is Tensor and t.device.type == "cpu" and t.layout == torch.strided]
+    owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    alone = [(t, t.data) for t in tensors if owners[t.untyped_storage().data_ptr()] == 1]
+    return [(t, old, new) for t, old in alone if (new := aligned(old)) is not old]
 
 
 @contextmanager
