@@ -16,8 +16,8 @@ test-slow: .venv/installed-dev
 # what rounding could change, with the kernels of a CPU without AVX
 test-other-cpu: .venv/installed-dev
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -n 2 -m "not slow" \
-		tests/test_alignment.py tests/test_docstrings.py tests/test_noise.py tests/test_resume.py tests/training/test_loop.py \
-		tests/evaluation/test_judge.py tests/evaluation/test_walk.py tests/evaluation/test_robustness.py
+		tests/test_alignment.py tests/test_docstrings.py tests/core/test_noise.py tests/app/test_resume.py tests/training/test_loop.py \
+		tests/evaluation/test_one_batch.py tests/evaluation/test_all_batches.py tests/evaluation/test_measure.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
+from sparring.core.model_state import aligned, aligned_weights, attack_mode
+from sparring.evaluation.measure import evaluate
 from sparring.evaluation.preflight import preflight
-from sparring.evaluation.robustness import evaluate
-from sparring.model_state import aligned, aligned_weights, attack_mode
 from sparring.threats import L2, Linf
 from sparring.training.loop import train
 from sparring.training.recipes import pgd_at

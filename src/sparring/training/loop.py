@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
-from sparring.core.types import Inputs, Model, size
+from sparring.core.types import Inputs, Model, map_inputs, size
 from sparring.training.guard import trouble
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule, at_radius
