@@ -12,7 +12,7 @@ from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
 from sparring.core.model_state import aligned, aligned_weights, attack_mode
-from sparring.evaluation.measure import evaluate
+from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.threats import L2, Linf
 from sparring.training.loop import train
@@ -63,7 +63,7 @@ def bits(tensors: Any) -> dict[str, bytes]:
 def test_an_evaluation(kind: str, threat: Any) -> None:
     def judged(offset: int, of_weights: int) -> Any:
         batches = [(placed(x, offset), y) for x, y in zip(X.split(5), Y.split(5), strict=True)]
-        return evaluate(network(kind, of_weights), batches, threat, [fgsm, pgd], curve=(0.5, 2.0))
+        return measure(network(kind, of_weights), batches, threat, [fgsm, pgd], curve=(0.5, 2.0))
 
     there = judged(0, 0)
     assert 0 < there.robust.count < there.clean.count < NUM
@@ -71,12 +71,12 @@ def test_an_evaluation(kind: str, threat: Any) -> None:
         check_same(judged(offset, 0), there)
         check_same(judged(0, offset), there)
     views = list(zip(X.split(5), Y.split(5), strict=True))
-    check_same(evaluate(network(kind), views, threat, [fgsm, pgd], curve=(0.5, 2.0)), there)
+    check_same(measure(network(kind), views, threat, [fgsm, pgd], curve=(0.5, 2.0)), there)
 
 
 def test_an_evaluation_in_inference_mode() -> None:
     def judged(model: nn.Module, offset: int) -> Any:
-        return evaluate(model, [(placed(X, offset), Y)], Linf(0.05), [fgsm], curve=())
+        return measure(model, [(placed(X, offset), Y)], Linf(0.05), [fgsm], curve=())
 
     there, model = judged(network("told"), 0), network("told", 24)
     with torch.inference_mode():
