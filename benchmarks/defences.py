@@ -36,8 +36,8 @@ import sparring.evaluation
 from common import Lines, percent, provenance, table
 from sparring import Linf, pgd, pgd_at, standard, trades
 from sparring.attacks.autoattack import apgd
+from sparring.attacks.catalogue import slide
 from sparring.attacks.eot import Averaged
-from sparring.attacks.sparse import slide
 from sparring.attacks.square import square
 from sparring.checks.battery import examine, sample
 from sparring.core.batches import Batches

@@ -21,8 +21,7 @@ from common import Lines, provenance, table
 from reference import reference
 from sparring import Ball, evaluate
 from sparring.app import train_run as runs
-from sparring.attacks.plans import PROTOCOLS
-from sparring.attacks.text import parse_attacks
+from sparring.attacks.plans import PLANS, make_plan
 from sparring.modalities import load as load_data
 from sparring.modalities.images import scale
 from sparring.threats import L2, make_threat
@@ -38,7 +37,7 @@ def part(run: Path, method: str, first: int, last: int) -> dict[str, Any]:
     model = runs.load(run, "best", model=spec if ":" in spec else None).eval()
     dataset, threat = load_data(config.data), make_threat(config.threat)
     x, y = scale(dataset.x_test[first:last]), dataset.y_test[first:last]
-    if method in PROTOCOLS:
+    if method in PLANS:
         return ours(model, x, y, threat, method)
     norm = "L2" if isinstance(threat, L2) else "Linf"
     return reference(model, x, y, norm, float(threat.radius), dataset.num_classes, int(method[-1]))
@@ -47,7 +46,7 @@ def part(run: Path, method: str, first: int, last: int) -> dict[str, Any]:
 def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Ball, protocol: str) -> dict[str, Any]:
     """The same record as the reference's, from `evaluate` without its curve."""
     started, cpu_started = time.perf_counter(), time.process_time()
-    found = evaluate(model, [(x, y)], threat, parse_attacks(protocol, threat), curve=())
+    found = evaluate(model, [(x, y)], threat, make_plan(protocol, threat), curve=())
     return {
         "clean": found.table["correct"].tolist(),
         "members": [{"name": a.name, "standing": a.standing_after, "cost": a.cost} for a in found.attacks],

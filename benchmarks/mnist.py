@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from common import Lines, provenance, share_text, table
 from sparring.app import train_run as runs
-from sparring.attacks.text import NamedAttack
+from sparring.attacks.plans import ATTACKS
 from sparring.core.batches import Batches
 from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.registry import named
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.measure import MakeAttack, measure
 from sparring.modalities import load
@@ -84,7 +85,7 @@ def stages(args: argparse.Namespace) -> list[tuple[str, str, MakeAttack, int]]:
     def add(stage: str, objective: str, seed: int) -> None:
         for name, step in STEPS.items():
             options = {"num_steps": args.num_steps, "step": step, "restarts": args.restarts, "objective": objective}
-            found.append((stage, f"{objective}, step {name}", NamedAttack("pgd", tuple(options.items())), seed))
+            found.append((stage, f"{objective}, step {name}", named("pgd", ATTACKS, "attack").but(**options), seed))
 
     add(f"robust at {args.restarts}", "ce", args.seed)
     add(f"robust at {2 * args.restarts}", "ce", args.seed + FRESH)

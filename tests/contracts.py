@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks.catalogue import CATALOGUE
-from sparring.attacks.text import ATTACKS as NAMED
+from sparring.attacks.plans import ATTACKS as NAMED
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, dlr, kl, margin

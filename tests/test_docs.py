@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from sparring import Linf
 from sparring.app.cli import app
-from sparring.attacks.text import parse_attacks
+from sparring.attacks.plans import make_plan
 from sparring.results.statistics import wilson
 from sparring.training.recipes import RECIPES
 
@@ -173,7 +173,7 @@ def test_how_to_choose_counts_the_passes_of_recipes(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["`fgsm`", "`pgd:num_steps=20`", "`autoattack-rand`"])
 def test_how_to_choose_counts_the_passes_of_attacks(text: str) -> None:
-    named = parse_attacks(text.strip("`"), Linf(0.1))
+    named = make_plan(text.strip("`"), Linf(0.1))
     found = passes(lambda model, x, y: [attack(Linf(0.01))(model, x, y) for attack in named])
     assert re.search(rf"^\| {re.escape(text)} \|.*\| {found} \|$", CHOICES, re.MULTILINE), found
 

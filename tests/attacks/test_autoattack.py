@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,9 +17,8 @@ from contracts import BALLS, SHAPE, rand, seeded, stream, words
 from sparring.attacks.adaptive_l1 import SparseAPGD
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.autoattack import apgd, apgd_t
-from sparring.attacks.plans import PROTOCOLS
+from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.attacks.starts import Gaussian, OnTheEdge
-from sparring.attacks.text import NamedAttack, parse_attacks
 from sparring.core.objectives import cross_entropy, dlr, targeted
 from sparring.core.types import take
 from sparring.evaluation.fingerprint import describe
@@ -41,7 +41,7 @@ def built(protocol: str, threat: Any) -> list[Any]:
             return {key: strip(v) for key, v in value.items() if key not in ("threat", "keep")}
         return value
 
-    return [strip(describe(make(threat))) for make in parse_attacks(protocol, threat)]
+    return [strip(describe(make(threat))) for make in make_plan(protocol, threat)]
 
 
 def run_of(objective: Any, num_steps: int = 100) -> dict[str, Any]:
@@ -93,18 +93,18 @@ def test_rand(threat: Any) -> None:
     assert built("autoattack-rand", threat) == averaged
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PLANS)
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(12.0)], ids=["Linf", "L2", "L1"])
 def test_protocols_are_read_back_from_their_members(protocol: str, threat: Any) -> None:
-    attacks = parse_attacks(protocol, threat)
-    assert parse_attacks(",".join(map(str, attacks)), threat) == attacks
+    attacks = make_plan(protocol, threat)
+    assert make_plan(",".join(map(str, attacks)), threat) == attacks
     assert len({str(attack) for attack in attacks}) == len(attacks), "no attack twice"
 
 
 def test_threats_that_are_no_ball_get_what_can_run_there() -> None:
-    assert [str(a) for a in parse_attacks("fast", words())] == ["pgd:restarts=5", "pgd:restarts=5,objective=margin"]
+    assert [str(a) for a in make_plan("fast", words())] == ["pgd:restarts=5", "pgd:restarts=5,objective=margin"]
     with pytest.raises(TypeError, match="FAB knows Linf, L2 and L1 balls, not Words"):
-        parse_attacks("autoattack", words())
+        make_plan("autoattack", words())
 
 
 def test_options_reach_the_attack() -> None:
@@ -239,12 +239,15 @@ def stand(norm: str, radius: float, model: nn.Module, x: Tensor, y: Tensor) -> t
     return robust, nearest
 
 
-def tiny(protocol: str, threat: Any) -> list[NamedAttack]:
-    """The protocol with budgets that a test can pay."""
+def tiny(protocol: str, threat: Any) -> list[Stage]:
+    """The plan with budgets that a test can pay."""
     small = {"num_steps": 10, "num_queries": 5, "restarts": 2, "eot": 2}
-    attacks = parse_attacks(protocol, threat)
-    steps = [attack.but(**{k: v for k, v in small.items() if k in dict(attack.options)}) for attack in attacks]
-    return [a.but(num_queries=5) if a.name == "square" else a.but(num_steps=10) for a in steps]
+
+    def cut(attack: Any) -> Any:
+        fewer = attack.but(**{key: value for key, value in small.items() if key in attack.options})
+        return fewer.but(num_queries=5) if attack.name == "square" else fewer.but(num_steps=10)
+
+    return [replace(stage, attack=cut(stage.attack)) for stage in make_plan(protocol, threat)]
 
 
 def verdict(model: Any, x: Tensor, y: Tensor, threat: Any, protocol: str = "autoattack") -> Evaluation:
@@ -309,7 +312,7 @@ def test_reaching_the_wanted_class_is_no_false_claim_where_it_is_the_label(text:
     """Fixed: in attacks three deep the goal was not found, and such results were told as rejected."""
     model, x, y, _, _ = linear("L1", 3)
     for threat in (L1(1e-4), Linf(1e-4)):
-        attacks = parse_attacks(f"apgd:num_steps=4,wanted={int(y[0])},{text}", threat)
+        attacks = make_plan(f"apgd:num_steps=4,wanted={int(y[0])},{text}", threat)
         result = measure(model, [(x, y)], threat, attacks, curve=())
         assert not any(result.attacks[0].rejected.values()) and result.attacks[0].broke == 0
 
@@ -318,7 +321,7 @@ def test_reaching_the_wanted_class_is_no_false_claim_where_it_is_the_label(text:
 def test_an_attack_in_place_of_what_makes_one_is_refused(name: str) -> None:
     """Fixed: only two kinds were known by name; the others failed by a missing argument."""
     model, x, y, _, _ = linear("Linf", 3)
-    attack = NamedAttack(name)(Linf(0.1))
+    attack = ATTACKS[name](Linf(0.1))
     with pytest.raises(
         TypeError, match=f"attacks are functions from a threat model to an attack.*got a {type(attack).__name__}"
     ):
@@ -333,6 +336,6 @@ def test_targets_beyond_the_classes_cost_nothing() -> None:
 
 
 def test_sources_are_named() -> None:
-    for function in (apgd, apgd_t, *PROTOCOLS.values()):
+    for function in (apgd, apgd_t, *PLANS.values()):
         text = function.__doc__ or ""
         assert "Source:" in text or "AutoAttack" in text, function.__name__

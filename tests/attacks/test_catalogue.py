@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded
-from sparring.attacks.around import Restarts
+from sparring.attacks.around import Restarts, needs_grad
 from sparring.attacks.catalogue import CATALOGUE, bim, fgsm, mi_fgsm, pgd
 from sparring.attacks.loop import Attack
-from sparring.attacks.plans import PROTOCOLS
+from sparring.attacks.plans import ATTACKS, DEFAULT_PLAN, PLANS, Stage, make_plan
+from sparring.attacks.square import square
 from sparring.attacks.starts import uniform
 from sparring.attacks.steps import Ascent
-from sparring.attacks.text import ATTACKS, DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
 from sparring.core.objectives import dlr, kl, margin
-from sparring.threats import L1, L2, Linf
+from sparring.core.registry import Named, named, options_of, text_of
+from sparring.threats import L1, L2, Lens, Linf
 
 LABELS = torch.tensor([2, 0, 3])
 
@@ -170,10 +174,9 @@ def test_entries_are_compositions() -> None:
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "mi-fgsm", "gradient-ascent"])
-def test_restarts_from_the_clean_input_are_refused(name: str) -> None:
-    with pytest.raises(
-        ValueError, match="restarts=2, but this attack starts at the clean input: every run would be the same"
-    ):
+def test_attacks_from_the_clean_input_take_no_restarts(name: str) -> None:
+    """Every run would be the same."""
+    with pytest.raises(TypeError, match="restarts"):
         CATALOGUE[name](Linf(0.1), restarts=2)
 
 
@@ -208,64 +211,99 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "num_queries": st.integers(0, 10_000),
     "p": st.floats(1e-6, 1),
     "rescale": st.booleans(),
+    "keep": st.sampled_from(["fooled_first", "highest_loss", "smallest_fooling", "last"]),
 }
-RANDOM_START = {"pgd", "slide", "apgd", "fab", "fab-t", "square", "smooth"}
+
+
+def attack_of(name: str, **options: Any) -> Named:
+    return named(name, ATTACKS, "attack").but(**options)
 
 
 @st.composite
-def named_attacks(draw: Any) -> NamedAttack:
+def stages(draw: Any) -> Stage:
     name = draw(st.sampled_from(sorted(ATTACKS)))
-    keys = sorted(set(options_of(name)) - (set() if name in RANDOM_START else {"restarts"}))
-    chosen = draw(st.lists(st.sampled_from(keys), unique=True))
-    return NamedAttack(name, tuple((key, draw(OPTIONS[key])) for key in chosen))
+    chosen = draw(st.lists(st.sampled_from(sorted(options_of(ATTACKS[name]))), unique=True))
+    options = {key: draw(OPTIONS[key]) for key in chosen}
+    return Stage(attack_of(name, **options), draw(st.none() | st.floats(1e-6, 1)))
 
 
 @settings(max_examples=100, deadline=None)
-@given(attacks=st.lists(named_attacks(), min_size=1, max_size=4))
-def test_text_round_trip(attacks: list[NamedAttack]) -> None:
-    assert parse_attacks(",".join(map(str, attacks))) == tuple(attacks)
-    for attack in attacks:
-        attack(L2(0.5))
+@given(plan=st.lists(stages(), min_size=1, max_size=4))
+def test_text_round_trip(plan: list[Stage]) -> None:
+    assert make_plan(",".join(map(str, plan)), L2(0.5)) == tuple(plan)
 
 
 def test_every_option_of_every_attack_is_tried_above_and_changes_something() -> None:
-    """`near` is for `evaluate`, which reads it off the name."""
     other = {"num_steps": 3, "step": 0.3, "absolute_step": 0.3, "momentum": 0.3, "objective": "dlr", "wanted": 3,
              "restarts": 3, "rho": 0.3, "eot": 3, "targets": 3, "slope": 3.0, "share": 0.3, "num_queries": 3, "p": 0.3,
-             "rescale": True}  # fmt: skip
+             "rescale": True, "keep": "last"}  # fmt: skip
     for name in ATTACKS:
-        plain = NamedAttack(name)
-        options = options_of(name)
+        plain = attack_of(name)
+        options = options_of(ATTACKS[name])
         assert set(options) <= set(OPTIONS)
-        for key in set(options) - {"near"} - (set() if name in RANDOM_START else {"restarts"}):
+        for key, option in options.items():
             assert repr(plain.but(**{key: other[key]})(Linf(0.1))) != repr(plain(Linf(0.1))), (name, key)
-            assert type(other[key]) is options[key]
-        near = plain.but(near=0.3)
-        assert near.near == 0.3 and plain.near is None and repr(near(Linf(0.1))) == repr(plain(Linf(0.1)))
+            assert option.read(text_of(other[key])) == other[key]
+        near = Stage(plain, 0.3)
+        assert near.margin_at_most == 0.3 and Stage(plain).margin_at_most is None
+        assert repr(near(Linf(0.1))) == repr(plain(Linf(0.1)))
+
+
+def test_stages_of_functions() -> None:
+    assert str(Stage(pgd)) == "pgd" and Stage(pgd)(Linf(0.1)) == pgd(Linf(0.1))
+    assert str(Stage(partial(pgd, num_steps=3), 0.5)) == "pgd:num_steps=3,margin_at_most=0.5"
+    with pytest.raises(TypeError, match="a stage runs a function from a threat model to an attack; got 'pgd'"):
+        Stage("pgd")  # type: ignore[arg-type]
+    for share in (0, -0.5, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"margin_at_most={share:g}; expected a share of the clean margin"):
+            Stage(pgd, share)
+
+
+def test_attacks_say_whether_they_need_gradients() -> None:
+    for name in ATTACKS:
+        assert needs_grad(ATTACKS[name](Linf(0.1))) == (name != "square"), name
+    assert not needs_grad(square(Linf(0.1), restarts=3))
+    assert needs_grad(lambda model, x, y, noise=None: None)
+
+
+def test_a_plan_of_ones_own(tmp_path: Path) -> None:
+    own = {"mine": partial(pgd, num_steps=3)}
+    plans: Any = {"all": lambda threat: "mine,fgsm,square:num_queries=9", "one": lambda threat: (Stage(fgsm, 0.5),)}
+    found = make_plan("all,one", Linf(0.1), ATTACKS | own, plans)
+    assert [str(stage) for stage in found] == ["mine", "fgsm", "square:num_queries=9", "fgsm:margin_at_most=0.5"]
+    path = tmp_path / "own.py"
+    path.write_text("from sparring import pgd\ndef mine(threat, *, k=3):\n    return pgd(threat, num_steps=k)\n")
+    (stage,) = make_plan(f"{path}:mine,k=5,margin_at_most=0.5", Linf(0.1))
+    assert (stage(Linf(0.1)).num_steps, stage.margin_at_most) == (5, 0.5)  # type: ignore[attr-defined]
+    assert make_plan(str(stage), Linf(0.1)) == (stage,)
+
+
+def test_a_ball_on_one_of_several_inputs_gets_the_fast_plan_without_square() -> None:
+    for ball in (Linf(0.1), L2(0.5), L1(12.0)):
+        (*most, last), ours = make_plan("fast", ball), make_plan("fast", Lens(ball, "probe"))
+        assert tuple(most) == ours and str(last).startswith("square")
 
 
 def test_text_means_what_it_says() -> None:
-    first, second = parse_attacks("fgsm, pgd:num_steps=20,restarts=2,objective=kl,wanted=3")
+    first, second = make_plan("fgsm, pgd:num_steps=20,restarts=2,objective=kl,wanted=3", Linf(0.1))
     assert first(Linf(0.1)) == fgsm(Linf(0.1))
     built = second(Linf(0.1))
     want = pgd(Linf(0.1), num_steps=20, restarts=2, objective=kl, wanted=3)
     assert repr(built) == repr(want)
-    assert options_of("mi-fgsm")["momentum"] is float
-    assert set(options_of("fgsm")) == {"restarts", "objective", "wanted", "near"}
-    assert second.but(num_steps=5)(Linf(0.1)).attack.num_steps == 5  # type: ignore[attr-defined]
+    assert options_of(ATTACKS["mi-fgsm"])["momentum"].default == 1.0
+    assert set(options_of(ATTACKS["fgsm"])) == {"objective", "wanted", "keep"}
+    assert second.attack.but(num_steps=5)(Linf(0.1)).attack.num_steps == 5  # type: ignore[attr-defined]
 
 
 def test_protocols_are_spelled_out_for_the_threat() -> None:
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in PLANS.items():
         for threat in (Linf(0.1), L2(0.5), L1(12.0)):
-            assert parse_attacks(name, threat) == parse_attacks(protocol(threat), threat)
-    assert parse_attacks("autoattack", L1(12.0))[0] == NamedAttack("apgd", (("restarts", 5),))
-    assert (
-        parse_attacks("autoattack") == parse_attacks("autoattack", Linf(0.1)) != parse_attacks("autoattack", L1(12.0))
-    )
-    mixed = [str(a) for a in parse_attacks("fgsm, autoattack-rand ,pgd:num_steps=3,near=0.5", Linf(0.1))]
-    assert mixed == ["fgsm", "apgd:eot=20", "apgd:eot=20,objective=dlr", "pgd:num_steps=3,near=0.5"]
-    assert DEFAULT_ATTACKS in PROTOCOLS
+            assert make_plan(name, threat) == make_plan(str(protocol(threat)), threat)
+    assert make_plan("autoattack", L1(12.0))[0] == Stage(attack_of("apgd", restarts=5))
+    assert make_plan("autoattack", Linf(0.1)) != make_plan("autoattack", L1(12.0))
+    mixed = [str(a) for a in make_plan("fgsm, autoattack-rand ,pgd:num_steps=3,margin_at_most=0.5", Linf(0.1))]
+    assert mixed == ["fgsm", "apgd:eot=20", "apgd:eot=20,objective=dlr", "pgd:num_steps=3,margin_at_most=0.5"]
+    assert DEFAULT_PLAN in PLANS
 
 
 def test_attacks_as_text_are_the_functions() -> None:
@@ -275,7 +313,7 @@ def test_attacks_as_text_are_the_functions() -> None:
         ATTACKS["fab"](L2(0.5), restarts=2), ATTACKS["fab-t"](L2(0.5)), ATTACKS["square"](L2(0.5), p=0.5),
         ATTACKS["smooth"](L2(0.5)),
     ]  # fmt: skip
-    assert [repr(make(L2(0.5))) for make in parse_attacks(text, L2(0.5))] == [repr(attack) for attack in want]
+    assert [repr(make(L2(0.5))) for make in make_plan(text, L2(0.5))] == [repr(attack) for attack in want]
 
 
 @pytest.mark.parametrize("kind", BALLS)
@@ -284,7 +322,7 @@ def test_every_named_attack_runs(kind: str) -> None:
     x, y, threat = rand(*SHAPE), LABELS, BALLS[kind](0.1)
     for name in ATTACKS:
         few = {"num_queries": 2} if name == "square" else {} if name == "fgsm" else {"num_steps": 2}
-        result = NamedAttack(name).but(**few)(threat)(network.double(), x, y)
+        result = attack_of(name, **few)(threat)(network.double(), x, y)
         assert result.loss is not None and result.z.shape == x.shape, name
 
 
@@ -294,45 +332,41 @@ def test_every_named_attack_runs(kind: str) -> None:
         (
             "pdg",
             "attack 'pdg' is unknown; there are fast, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
-            "fgsm, bim, pgd, mi-fgsm, slide, apgd, apgd-t, fab, fab-t, square, smooth$",
+            "fgsm, bim, pgd, mi-fgsm, slide, apgd, apgd-t, fab, fab-t, square, smooth, or FILE.py:FUNCTION; did you "
+            "mean pgd",
         ),
-        ("autoatack", "attack 'autoatack' is unknown; there are fast, autoattack, "),
-        ("autoattack:num_steps=3", r"'autoattack' is a protocol and takes no options \(in '.*'\); name its attacks"),
-        ("fgsm,fast,num_queries=9", "'fast' is a protocol and takes no options"),  # fixed: went to the last member
-        ("autoattack,near=0.5,pgd", "'autoattack' is a protocol and takes no options"),
+        ("autoatack", "attack 'autoatack' is unknown; .*did you mean autoattack"),
+        ("autoattack:num_steps=3", r"'autoattack' is a plan and takes no options \(in '.*'\); name its attacks"),
+        ("fgsm,fast,num_queries=9", "'fast' is a plan and takes no options"),  # fixed: went to the last member
+        ("autoattack,margin_at_most=0.5,pgd", "'autoattack' is a plan and takes no options"),
         ("", "attack '' is unknown"),
         ("fgsm,", "attack '' is unknown"),
-        ("num_steps=3", "begin with an option; write NAME:KEY=VALUE"),
-        (
-            "pgd:steps=3",
-            r"attack 'pgd' has no option 'steps' \(in 'pgd:steps=3'\); it takes num_steps, step, absolute_step",
-        ),
-        ("fgsm:num_steps=3", "attack 'fgsm' has no option 'num_steps'"),
-        ("pgd:num_steps=many", "num_steps='many' .* is not of type int"),
-        ("pgd:num_steps=2.5", "is not of type int"),
-        ("pgd:num_steps", "num_steps='' .* is not of type int"),
-        ("pgd:objective=dlrr", "objective 'dlrr' is unknown .*there are ce, margin, dlr, kl"),
-        ("apgd-t:objective=ce", "attack 'apgd-t' has no option 'objective' .*it takes num_steps, rho, targets, near"),
-        (
-            "square:num_steps=3",
-            "attack 'square' has no option 'num_steps' .*it takes num_queries, p, restarts, rescale",
-        ),
-        ("square:rescale=yes", "rescale='yes' .* is not of type bool"),
+        ("num_steps=3", "begins with an option; write NAME:KEY=VALUE"),
+        ("pgd:steps=3", "attack 'pgd:steps=3' has no option 'steps'; it takes num_steps, step, absolute_step"),
+        ("fgsm:num_steps=3", "'fgsm:num_steps=3' has no option 'num_steps'"),
+        ("pgd:num_steps=many", "num_steps='many' is not a whole number"),
+        ("pgd:num_steps=2.5", "num_steps='2.5' is not a whole number"),
+        ("pgd:num_steps", "pgd takes options KEY=VALUE alone: num_steps"),
+        ("pgd:num_steps=", "num_steps='' is not a whole number"),
+        ("pgd:objective=dlrr", "objective='dlrr' is not one of ce, margin, dlr, kl"),
+        ("apgd-t:objective=ce", "has no option 'objective'; it takes num_steps, rho, targets"),
+        ("square:num_steps=3", "has no option 'num_steps'; it takes num_queries, p, restarts, rescale"),
+        ("square:rescale=yes", "rescale='yes' is not true or false"),
         ("square:p=0", "p <= 1"),
         ("apgd:eot=0", "the number of looks must be at least 1; got 0"),
         ("apgd-t:targets=0", "targets must be at least 1; got 0"),
         ("fab-t:targets=0", "targets at least 1"),
         ("smooth:slope=0", "slope must be above 0"),
-        ("pgd:near=0", r"near=0 \(in 'pgd:near=0'\); expected a share of the clean margin, above 0, at most 1"),
-        ("pgd:near=-0.5", "near=-0.5 .*expected a share"),
-        ("pgd:near=1.5", "near=1.5 .*expected a share"),
-        ("pgd:near=nan", "near=nan .*expected a share"),
-        ("pgd:near=half", "near='half' .* is not of type float"),
-        ("bim:restarts=3", "every run would be the same"),
+        ("pgd:margin_at_most=0", "margin_at_most=0; expected a share of the clean margin, above 0, at most 1"),
+        ("pgd:margin_at_most=-0.5", "margin_at_most=-0.5; expected a share"),
+        ("pgd:margin_at_most=1.5", "margin_at_most=1.5; expected a share"),
+        ("pgd:margin_at_most=nan", "margin_at_most=nan; expected a share"),
+        ("pgd:margin_at_most=half", "attack 'pgd:margin_at_most=half': margin_at_most='half' is not a number"),
+        ("bim:restarts=3", "has no option 'restarts'"),
         ("pgd:restarts=0", "restarts"),
         ("pgd:num_steps=-3", "num_steps"),
     ],
 )
 def test_text_errors(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        parse_attacks(text)
+        make_plan(text, Linf(0.1))

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from contracts import NUM_CLASSES, SHAPE, WANTED, rand, seeded, stream
 from sparring import L1, L2, Linf, Noise, pgd
 from sparring.attacks.around import Restarts
-from sparring.attacks.catalogue import bim
+from sparring.attacks.catalogue import bim, slide
 from sparring.attacks.loop import Attack, Problem, Seen
-from sparring.attacks.sparse import slide
 from sparring.attacks.starts import Null, uniform
 from sparring.attacks.steps import SparseAscent
 from sparring.core.objectives import margin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
-from sparring.attacks.text import NamedAttack
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import measure
@@ -181,9 +181,9 @@ def test_other_settings_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_attacks_that_differ_in_an_option_differ(tmp_path: Path) -> None:
-    one, two = NamedAttack("pgd", (("num_steps", 3),)), NamedAttack("pgd", (("num_steps", 4),))
+    one, two = partial(pgd, num_steps=3), partial(pgd, num_steps=4)
     run(tmp_path, one)
-    run(tmp_path, NamedAttack("pgd", (("num_steps", 3),)))
+    run(tmp_path, partial(pgd, num_steps=3))
     with pytest.raises(OtherSettings, match="attacks"):
         run(tmp_path, two)
     with pytest.raises(OtherSettings, match="attacks"):

@@ -22,9 +22,9 @@ from contracts import BALLS, NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, se
 from sparring.attacks.around import Restarts
 from sparring.attacks.catalogue import bim, fgsm, gradient_ascent, pgd
 from sparring.attacks.loop import Attack
+from sparring.attacks.plans import make_plan
 from sparring.attacks.starts import null
 from sparring.attacks.steps import Ascent
-from sparring.attacks.text import parse_attacks
 from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
@@ -197,7 +197,7 @@ def test_the_batch_size_changes_nothing(kind: str) -> None:
     x = CURVED_X
     y = model(x).argmax(1)
     y[::7] = (y[::7] + 1) % 3
-    attacks = parse_attacks("fgsm,pgd:num_steps=3,restarts=2,objective=margin")
+    attacks = make_plan("fgsm,pgd:num_steps=3,restarts=2,objective=margin", Linf(0.1))
     radius = {"Linf": 0.05, "L2": 0.15}[kind]
     runs = [measure(model, cut(x, y, size), BALLS[kind](radius), attacks, seed=5) for size in (1, 7, NUM)]
     assert 0 < runs[0].robust.count < runs[0].clean.count
@@ -304,7 +304,7 @@ def test_what_leaves_the_box_is_judged_inside_it() -> None:
 
 
 def test_the_first_attack_that_breaks_is_named_and_later_ones_see_what_stands() -> None:
-    attacks = parse_attacks("bim:num_steps=1,step=0.3,pgd")
+    attacks = make_plan("bim:num_steps=1,step=0.3,pgd", Linf(0.1))
     radius = between("Linf", 25)
     found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), attacks, curve=())
     first = CORRECT & (distance("Linf") < 0.3 * radius)
@@ -396,7 +396,7 @@ def test_large_units_lose_no_success() -> None:
 
 
 def test_an_infinite_radius_has_no_curve_but_results(tmp_path: Path) -> None:
-    attacks = parse_attacks("gradient-ascent:num_steps=200,absolute_step=0.5")
+    attacks = make_plan("gradient-ascent:num_steps=200,absolute_step=0.5", Linf(0.1))
     found = measure(MODEL, cut(X, Y, 7), free("L2", math.inf), attacks)
     assert found.robust.count == 0 and found.curve == [] and found.curve_attacks == []
     record = write_results(tmp_path, found)
@@ -410,7 +410,7 @@ def test_probabilities_get_the_verdict_of_their_logits() -> None:
     model = seeded(curved)
     x = CURVED_X
     y = model(x).argmax(1)
-    attacks = parse_attacks("fgsm,pgd:num_steps=5,pgd:num_steps=5,objective=margin")
+    attacks = make_plan("fgsm,pgd:num_steps=5,pgd:num_steps=5,objective=margin", Linf(0.1))
     logits = measure(model, cut(x, y, 7), Linf(0.05), attacks)
     probabilities = measure(nn.Sequential(model, nn.Softmax(1)).eval(), cut(x, y, 7), Linf(0.05), attacks)
     for name in ("correct", "robust", "clean_prediction", "clean_confidence"):
@@ -506,7 +506,7 @@ def test_the_cost_adds_up() -> None:
             return super().forward(x)
 
     model, threat = Counting().eval(), free("Linf", between("Linf", 18))
-    attacks = parse_attacks("fgsm,pgd:num_steps=3,restarts=2")
+    attacks = make_plan("fgsm,pgd:num_steps=3,restarts=2", Linf(0.1))
     batches = cut(X, Y, 16)
     preflight(model, *batches[0], threat)
     before, looks[0] = looks[0], 0
@@ -544,7 +544,7 @@ def documented() -> Iterator[str]:
 
 def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
     assert set(documented()) | {"threat_settings", "curve_attacks"} == KEYS
-    found = measure(MODEL, cut(X, Y, 7), free("Linf", between("Linf", 18)), parse_attacks("fgsm,pgd"), seed=4)
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", between("Linf", 18)), make_plan("fgsm,pgd", Linf(0.1)), seed=4)
     record = write_results(tmp_path, found, class_names=["zero", "one"], **ABOUT)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == record
     assert set(record) == KEYS and record["schema"] == SCHEMA == "sparring.results/1" and record["seed"] == 4
@@ -565,7 +565,7 @@ def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
 
 def test_a_row_per_example(tmp_path: Path) -> None:
     radius = between("Linf", 18)
-    found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), parse_attacks("fgsm"))
+    found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), make_plan("fgsm", Linf(0.1)))
     write_results(tmp_path, found)
     with (tmp_path / "examples.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

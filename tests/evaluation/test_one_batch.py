@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from contracts import BALLS, rand, seeded
 from sparring.attacks.catalogue import bim, fgsm, pgd
+from sparring.attacks.plans import Stage
 from sparring.core.types import AttackResult, Cost, size, take
 from sparring.evaluation.measure import measure
 from sparring.results.statistics import wilson
@@ -42,17 +43,6 @@ def cut(size: int, x: Tensor = X, y: Tensor = Y) -> list[tuple[Tensor, Tensor]]:
 
 def free(kind: str, radius: Any) -> Any:
     return BALLS[kind](radius, low=None, high=None)
-
-
-@dataclass(frozen=True)
-class Near:
-    """An attack that runs only where at most `near` of the margin is left."""
-
-    make: Any
-    near: float | None
-
-    def __call__(self, threat: Any) -> Any:
-        return self.make(threat)
 
 
 def weak(threat: Any) -> Any:
@@ -108,7 +98,7 @@ def test_an_attack_runs_only_where_the_margin_is_near_gone(batch: int) -> None:
     radius = 1.001 * float(distance("Linf").median())
     left = (1 - 0.3 * radius / distance("Linf")).clamp(0, 1)
     standing = CORRECT & (left > 0)
-    found = measure(line, cut(batch), free("Linf", radius), [weak, Near(fgsm, 0.6)], curve=())
+    found = measure(line, cut(batch), free("Linf", radius), [weak, Stage(fgsm, 0.6)], curve=())
     near = standing & (left <= 0.6)
     fell = near & (distance("Linf") < radius)
     first, second = found.attacks
@@ -121,7 +111,7 @@ def test_an_attack_runs_only_where_the_margin_is_near_gone(batch: int) -> None:
 
 @pytest.mark.parametrize(("near", "ran"), [(None, True), (1.0, True), (0.5, False)])
 def test_the_first_attack_sees_whole_margins(near: float | None, ran: bool) -> None:
-    found = measure(line, cut(7), free("Linf", 0.05), [Near(fgsm, near)], curve=())
+    found = measure(line, cut(7), free("Linf", 0.05), [Stage(fgsm, near)], curve=())
     (record,) = found.attacks
     right = int(CORRECT.sum())
     assert (record.ran_on, record.skipped) == ((right, 0) if ran else (0, right))
@@ -129,7 +119,7 @@ def test_the_first_attack_sees_whole_margins(near: float | None, ran: bool) -> N
 
 def test_on_the_curve_the_margin_counts_at_each_radius() -> None:
     radius = 1.001 * float(distance("Linf").median())
-    attacks = [weak, Near(fgsm, 0.6)]
+    attacks = [weak, Stage(fgsm, 0.6)]
     found = measure(line, cut(7), free("Linf", radius), attacks, curve=(0.5, 2.0))
     counts = {round(r / radius, 6): share.count for r, share in found.curve}
 

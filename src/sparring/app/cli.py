@@ -140,7 +140,7 @@ def evaluate(
     """
     from sparring.app.evaluate_folder import from_run, from_weights
     from sparring.app.train_run import read_config
-    from sparring.attacks.text import DEFAULT_ATTACKS, parse_attacks
+    from sparring.attacks.plans import DEFAULT_PLAN, make_plan
     from sparring.core.machine import joined
     from sparring.threats import make_threat
 
@@ -157,7 +157,7 @@ def evaluate(
                 "--checkpoint is for run folders"
             )
         subject = from_weights(model, weights, data)
-    chosen = parse_attacks(attacks or DEFAULT_ATTACKS, make_threat(threat))
+    chosen = make_plan(attacks or DEFAULT_PLAN, make_threat(threat))
     demands = _demands(out / "results.json", baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop)
     with joined() as here:
         _assess(
@@ -214,15 +214,15 @@ def list_(
 ) -> None:
     """List what there is."""
     from sparring.app.settings import Experiment, recipe_options
-    from sparring.attacks.plans import PROTOCOLS
-    from sparring.attacks.text import ATTACKS, options_of
+    from sparring.attacks.plans import ATTACKS, PLANS
+    from sparring.core.registry import options_of
     from sparring.modalities import find, known_data
     from sparring.threats import THREATS
     from sparring.training.recipes import RECIPES
 
     tables: dict[str, dict[str, str]] = {
-        "attacks": {n: f"{_summary(f)} Options: {', '.join(options_of(n))}." for n, f in ATTACKS.items()}
-        | {n: _summary(f) for n, f in PROTOCOLS.items()},
+        "attacks": {n: f"{_summary(f)} Options: {', '.join(options_of(f))}." for n, f in ATTACKS.items()}
+        | {n: _summary(f) for n, f in PLANS.items()},
         "recipes": {n: f"{_summary(f)} Options: {', '.join(recipe_options(n))}." for n, f in RECIPES.items()},
         "models": {n: _summary(f) for n, f in find("images").models.items()},
         "threats": {f"{n}:RADIUS": _summary(f) for n, f in THREATS.items()},

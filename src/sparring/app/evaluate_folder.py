@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
 from sparring.app import train_run as runs
-from sparring.attacks.text import DEFAULT_ATTACKS, NamedAttack, options_of, parse_attacks
+from sparring.attacks.plans import DEFAULT_PLAN, Stage, make_plan
 from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.core.machine import find_machine
+from sparring.core.registry import Named
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.preflight import preflight
@@ -67,7 +68,7 @@ def assess(
     data: str,
     threat: str,
     split: str = "test",
-    attacks: Sequence[NamedAttack] | None = None,
+    attacks: Sequence[Stage] | None = None,
     num_examples: int = 1000,
     batch_size: int = 250,
     seed: int = 0,
@@ -102,7 +103,7 @@ def assess(
     first = preflight(model, *next(iter(batches)), ball)
     bound, no_certificate = _certificate(certify, modality, first.model, ball, smooth)
     model = SmoothedNet(first.model, smooth) if smooth else model  # else `measure` wraps it, and tells
-    attacks = attacks or parse_attacks(DEFAULT_ATTACKS, ball)
+    attacks = attacks or make_plan(DEFAULT_PLAN, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     shelf = Shelf(out / "parts", {})
     evaluation = _evaluate(
@@ -140,11 +141,20 @@ def assess(
     return record
 
 
-def _for_curve(attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
+def _for_curve(stages: Sequence[Stage]) -> list[Stage]:
     """What the security curve can afford at each of its radii."""
-    costly = ("fab", "fab-t", "square")
-    light = [a for a in attacks if a.name not in costly and (a.near is None or a.near >= 0.5)] or attacks
-    return [a.but(restarts=1) if "restarts" in options_of(a.name) else a for a in light]
+
+    def light(stage: Stage) -> bool:
+        costly = getattr(stage.attack, "name", "") in ("fab", "fab-t", "square")
+        return not costly and (stage.margin_at_most is None or stage.margin_at_most >= 0.5)
+
+    once = [stage for stage in stages if light(stage)] or list(stages)
+    return [
+        replace(stage, attack=stage.attack.but(restarts=1))
+        if isinstance(stage.attack, Named) and "restarts" in stage.attack.options
+        else stage
+        for stage in once
+    ]
 
 
 def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:

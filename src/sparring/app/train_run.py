@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
 from sparring.app.settings import Experiment
-from sparring.attacks.text import parse_attacks
+from sparring.attacks.catalogue import pgd
 from sparring.core.batches import Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
@@ -35,7 +36,7 @@ from sparring.threats import make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp
 
-VALIDATION_ATTACK = parse_attacks("pgd:num_steps=10,step=0.25")
+VALIDATION_ATTACK = (partial(pgd, num_steps=10, step=0.25),)
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Observe = Callable[[TrainingState], bool | None]

@@ -124,6 +124,16 @@ class EachTarget:
         return logits.scatter(1, labels_of(target)[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
 
 
+def restarted(attack: Attacker, num: int) -> Attacker:
+    """`attack`, or the worst of `num` runs of it."""
+    return attack if num == 1 else Restarts(attack, num)
+
+
+def needs_grad(attack: Any) -> bool:
+    """Whether an attack asks for gradients, however deep it lies; what does not say so is taken to."""
+    return part_of(attack, "needs_grad") is not False
+
+
 def seeking(attack: Any, objective: Objective) -> Any:
     """The same attack with another objective, however deep it lies in attacks made of attacks."""
     if hasattr(attack, "objective"):

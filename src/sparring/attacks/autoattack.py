@@ -6,22 +6,22 @@ attacks"; for L1 Croce and Hein 2021, "Mind the box". Budgets are those of the a
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
 from sparring.attacks.adaptive_l1 import ShrinkingRadius, SparseAPGD
-from sparring.attacks.around import EachTarget, Restarts
+from sparring.attacks.around import EachTarget, restarted
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.eot import Averaged
 from sparring.attacks.loop import Attack, StepRule
 from sparring.attacks.starts import Gaussian, OnTheEdge, Start
-from sparring.core.objectives import Objective, cross_entropy, targeted
+from sparring.core.objectives import Objective, aimed, cross_entropy
 from sparring.core.types import Attacker
 from sparring.threats.base import ThreatModel
 
 
 def apgd(
     threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, eot: int = 1, restarts: int = 1,
-    objective: Objective = cross_entropy, wanted: Any = None,
+    objective: Objective = cross_entropy, wanted: int | Tensor | None = None,
 ) -> Attacker:  # fmt: skip
     """PGD that finds its own step length, from a random start on the edge of the set.
 
@@ -33,10 +33,8 @@ def apgd(
     >>> from sparring import L1
     >>> attack = apgd(L1(12.0), num_steps=50, restarts=5)
     """
-    goal = objective if wanted is None else targeted(objective, wanted)
-    attack: Any = _single(threat, num_steps, rho, goal)
-    attack = attack if eot == 1 else Averaged(attack, eot)
-    return attack if restarts == 1 else Restarts(attack, restarts)
+    attack = _single(threat, num_steps, rho, aimed(objective, wanted))
+    return restarted(attack if eot == 1 else Averaged(attack, eot), restarts)
 
 
 def apgd_t(threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, targets: int = 9) -> Attacker:

@@ -58,6 +58,7 @@ class FAB:
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    needs_grad: ClassVar[bool] = True
     per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:

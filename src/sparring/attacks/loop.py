@@ -109,6 +109,11 @@ class Attack:
         z, loss, reached = (z, None, None) if best is None else (best[0], best[1].loss, best[1].reached)
         return AttackResult(threat.realize(x, z), z, threat.size(x, z), loss, reached, cost)
 
+    @property
+    def needs_grad(self) -> bool:
+        """Whether its rule asks for gradients."""
+        return self.rule.needs_grad
+
     def _look(self, model: Model, x: Inputs, z: Tensor, target: Tensor, needs_grad: bool) -> Seen:
         """One forward pass, and the gradient of each example's score in its own z."""
         z = z.detach().requires_grad_(needs_grad)

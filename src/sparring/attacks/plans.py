@@ -1,13 +1,60 @@
-"""Lists of attacks that make up a verdict, as text; each attack runs on what the ones before it left standing."""
+"""Plans: the attacks that make up a verdict, in order; each runs on what the ones before it left standing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
+from sparring.attacks.autoattack import apgd, apgd_t
+from sparring.attacks.catalogue import CATALOGUE
+from sparring.attacks.fab import fab, fab_t
+from sparring.attacks.smooth import smooth
+from sparring.attacks.square import square
+from sparring.core.registry import Builder, name_of, named, number, parse_list, text_of
+from sparring.core.types import Attacker
 from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
+from sparring.threats.lens import Lens
+
+ATTACKS: dict[str, Builder] = CATALOGUE | {
+    "apgd": apgd, "apgd-t": apgd_t, "fab": fab, "fab-t": fab_t, "square": square, "smooth": smooth,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`attack`, a function from a threat model to an attack, and for which examples it is worth its cost.
+
+    margin_at_most: it runs only on examples that have at most this share of their clean margin left, at the worst
+    permitted point that any attack before it has shown; None: on all that stand. `str` is its text.
+
+    >>> from sparring import Linf, pgd
+    >>> Stage(pgd, 0.5)(Linf(0.1)).num_steps
+    40
+    """
+
+    attack: Callable[[ThreatModel], Attacker]
+    margin_at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.attack):
+            raise TypeError(f"a stage runs a function from a threat model to an attack; got {self.attack!r}")
+        if self.margin_at_most is not None and not 0 < self.margin_at_most <= 1:
+            raise ValueError(
+                f"margin_at_most={self.margin_at_most:g}; expected a share of the clean margin, above 0, at most 1"
+            )
+
+    def __call__(self, threat: ThreatModel) -> Attacker:
+        """The attack for a threat."""
+        return self.attack(threat)
+
+    def __str__(self) -> str:
+        text = name_of(self.attack)
+        if self.margin_at_most is None:
+            return text
+        return f"{text}{',' if ':' in text else ':'}margin_at_most={text_of(self.margin_at_most)}"
 
 
 def autoattack(threat: ThreatModel) -> str:
@@ -32,34 +79,81 @@ def autoattack_rand(threat: ThreatModel) -> str:
 def fast(threat: ThreatModel) -> str:
     """The verdict of AutoAttack at a few percent of its passes (measured in docs/results.md); what is used by default.
 
-    Ordered by what an attack breaks per pass. `near` keeps the costly ones for examples that have lost most of their
-    clean margin. Where gradients are masked, no example seems near and the number is too high: only the battery tells.
+    Ordered by what an attack breaks per pass. `margin_at_most` keeps the costly ones for examples that have lost most
+    of their clean margin. Where gradients are masked none seems to, and the number is too high: only the battery tells.
     What it takes from others: the margin objective (Carlini and Wagner 2017), few targets with the largest logits
     (Gao 2022, "MM attack"), spending by difficulty (Liu 2022, "A3"); the smoothed backward pass is ours. L1 balls get
-    sparse steps, and more of Square. Threats that are no ball: PGD on two losses.
+    sparse steps, and more of Square. A ball seen by a lens: no Square. Other threats: PGD on two losses.
     """
     if not bool(torch.as_tensor(threat.radius).isfinite().all()):
         raise ValueError(
             "the radius is infinite, so every input may become any other and robust accuracy says nothing; the default "
             "attacks need a finite radius. Name others to see how far an attack has to go: --attacks fab-t"
         )
+    if isinstance(threat, Lens):
+        return fast(threat.threat).partition(",square")[0]
     if threat.norm == "l1":
         return (
-            "apgd:num_steps=10,apgd:num_steps=30,objective=margin,apgd-t:num_steps=30,targets=3,near=0.7,"
-            "apgd:num_steps=50,objective=margin,restarts=2,near=0.4,square:num_queries=500,near=0.4"
+            "apgd:num_steps=10,apgd:num_steps=30,objective=margin,apgd-t:num_steps=30,targets=3,margin_at_most=0.7,"
+            "apgd:num_steps=50,objective=margin,restarts=2,margin_at_most=0.4,"
+            "square:num_queries=500,margin_at_most=0.4"
         )
     if isinstance(threat, Ball):
         return (
-            "apgd:num_steps=5,apgd:num_steps=20,objective=margin,apgd-t:num_steps=20,targets=3,near=0.7,"
-            "smooth:near=0.5,apgd:num_steps=20,near=0.5,smooth:restarts=10,near=0.2,"
-            "apgd-t:num_steps=50,targets=4,near=0.15,square:num_queries=500,near=0.15"
+            "apgd:num_steps=5,apgd:num_steps=20,objective=margin,apgd-t:num_steps=20,targets=3,margin_at_most=0.7,"
+            "smooth:margin_at_most=0.5,apgd:num_steps=20,margin_at_most=0.5,smooth:restarts=10,margin_at_most=0.2,"
+            "apgd-t:num_steps=50,targets=4,margin_at_most=0.15,square:num_queries=500,margin_at_most=0.15"
         )
     return "pgd:restarts=5,pgd:restarts=5,objective=margin"
 
 
-PROTOCOLS: dict[str, Callable[[ThreatModel], str]] = {
+Plan = Callable[[ThreatModel], str | tuple[Stage, ...]]
+
+PLANS: dict[str, Plan] = {
     "fast": fast,
     "autoattack": autoattack,
     "autoattack-plus": autoattack_plus,
     "autoattack-rand": autoattack_rand,
 }
+
+
+def make_plan(
+    text: str, threat: ThreatModel, attacks: Mapping[str, Builder] = ATTACKS, plans: Mapping[str, Plan] = PLANS
+) -> tuple[Stage, ...]:
+    """The stages that a comma-separated text names; published plans are spelled out for `threat`.
+
+    Each attack is built once, so that wrong combinations fail now and not after an hour. Raises ValueError in words,
+    TypeError for attacks that do not know the threat, FileNotFoundError.
+
+    >>> from sparring import Linf
+    >>> [str(stage) for stage in make_plan("fgsm,pgd:num_steps=20,margin_at_most=0.5", Linf(0.1))]
+    ['fgsm', 'pgd:num_steps=20,margin_at_most=0.5']
+    >>> [str(stage) for stage in make_plan("autoattack", Linf(0.1))]
+    ['apgd', 'apgd-t', 'fab-t', 'square']
+    """
+    stages: list[Stage] = []
+    for spec in parse_list(text):
+        if plan := plans.get(spec.name):
+            if spec.value is not None or spec.options:
+                raise ValueError(f"{spec.name!r} is a plan and takes no options (in {spec.text!r}); name its attacks")
+            found = plan(threat)
+            stages += make_plan(found, threat, attacks, plans) if isinstance(found, str) else found
+            continue
+        options = dict(spec.options)
+        margin = options.pop("margin_at_most", None)
+        attack = named(spec._replace(options=tuple(options.items())), {**plans, **attacks}, "attack")
+        stages.append(Stage(attack, None if margin is None else _share(margin, spec.text)))
+    for stage in stages:
+        stage(threat)
+    return tuple(stages)
+
+
+def _share(text: str, whole: str) -> float:
+    try:
+        return number(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"attack {whole!r}: margin_at_most={text!r} is not a number such as 0.5") from None
+
+
+DEFAULT_PLAN = "fast"
+"""What `evaluate` runs unless told otherwise."""

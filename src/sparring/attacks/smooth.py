@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparring.attacks.around import Restarts
+from sparring.attacks.around import restarted
 from sparring.attacks.auto_pgd import APGD
 from sparring.attacks.loop import Attack
 from sparring.attacks.starts import Corner
@@ -105,4 +105,4 @@ def smooth(
     """
     attack = Attack(threat=threat, rule=APGD(), num_steps=num_steps, objective=objective, start=Corner())
     smoothed = SmoothBackward(attack, slope)
-    return smoothed if restarts == 1 else Restarts(smoothed, restarts)
+    return restarted(smoothed, restarts)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparring.attacks.around import Restarts
+from sparring.attacks.around import restarted
 from sparring.attacks.squares import grid, proposal, start
 from sparring.core.geometry import per_example
 from sparring.core.model_state import attack_mode, private_rng
@@ -35,6 +35,7 @@ class Square:
     num_queries: int = 5000
     p: float = 0.8
     rescale: bool = False
+    needs_grad: ClassVar[bool] = False
     per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
@@ -119,4 +120,4 @@ def square(
     torch.Size([2, 4])
     """
     attack = Square(threat=threat, num_queries=num_queries, p=p, rescale=rescale)
-    return attack if restarts == 1 else Restarts(attack, restarts)
+    return restarted(attack, restarts)

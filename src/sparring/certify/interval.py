@@ -48,8 +48,7 @@ class _Region(NamedTuple):
 
 
 def find_interval_bound(model: nn.Module, threat: Any) -> tuple[Callable[..., Tensor] | None, str]:
-    """`interval_margin` and "" where it can bound this model under this threat, else None and why it cannot.
-    """
+    """`interval_margin` and "" where it can bound this model under this threat, else None and why it cannot."""
     if type(threat) not in ORDERS:
         return None, "interval bounds know Linf, L2 and L1 balls only"
     if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):

@@ -136,6 +136,11 @@ class Targeted(Objective):
 cross_entropy, margin, dlr, kl = CrossEntropy(), Margin(), DLR(), KL()
 
 
+def aimed(objective: Objective, wanted: int | Tensor | None) -> Objective:
+    """The objective itself, or `targeted` where a class is wanted."""
+    return objective if wanted is None else targeted(objective, wanted)
+
+
 def targeted(base: Objective, wanted: Any) -> Targeted:
     """The goal "be taken for class `wanted`" (an int, or labels (B,)), measured by `base`.
 

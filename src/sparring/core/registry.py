@@ -7,6 +7,7 @@ there). In a list a part without `=` begins the next item. The builder's signatu
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -14,7 +15,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -175,6 +176,16 @@ def options_of(builder: Builder, given: tuple[str, ...] = ("threat",)) -> dict[s
             first = p.kind is p.POSITIONAL_OR_KEYWORD and not any(option.positional for option in found.values())
             found[p.name] = Option(words, p.default, choices, _either([read for _, _, read in kinds]), first)
     return found
+
+
+def name_of(make: Any) -> str:
+    """What reports call an attack: its text form, the function's name, a partial with its options."""
+    if isinstance(make, functools.partial):
+        options = ",".join(f"{key}={text_of(value)}" for key, value in make.keywords.items())
+        return f"{name_of(make.func)}:{options}" if options else name_of(make.func)
+    if is_dataclass(make):
+        return str(make)
+    return getattr(make, "__name__", type(make).__name__)
 
 
 def text_of(value: Any) -> str:

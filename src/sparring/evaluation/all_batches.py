@@ -113,7 +113,9 @@ def settings_of(plan: Plan, model: Model, seed: int, about: str) -> dict[str, An
 
     def told(records: Sequence[AttackRecord]) -> list[Any]:
         both = ((record, record.make(plan.threat)) for record in records)
-        return [[r.name, r.near, describe(r.make, exact=True), describe(attack, exact=True)] for r, attack in both]
+        return [
+            [r.name, r.margin_at_most, describe(r.make, exact=True), describe(attack, exact=True)] for r, attack in both
+        ]
 
     return {
         "about": about, "model": digest_of_model(model), "threat": describe(plan.threat, exact=True), "seed": seed,

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.core.registry import name_of
+
 
 def describe(value: Any, *, exact: bool = False) -> Any:
     """A record as JSON-ready data: type name and fields, tensors by shape and range, functions by name.
@@ -42,16 +44,6 @@ def describe(value: Any, *, exact: bool = False) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return getattr(value, "__name__", type(value).__name__)
-
-
-def name_of(make: Any) -> str:
-    """What reports call an attack: its text form, the function's name, a partial with its options."""
-    if isinstance(make, functools.partial):
-        options = ",".join(f"{key}={value}" for key, value in make.keywords.items())
-        return f"{name_of(make.func)}:{options}" if options else name_of(make.func)
-    if dataclasses.is_dataclass(make):
-        return str(make)
-    return getattr(make, "__name__", type(make).__name__)
 
 
 def digest(*values: Any) -> str:

@@ -82,7 +82,7 @@ def measure(
 
     model: what `preflight` made of it goes, too, and is not looked at again.
     batches: (x, y) pairs; stages: functions from a threat model to an attack, run in order, each on what still stands;
-    one with an attribute `near` only where `margin_left` is at most that. Every result is realized and shown to the
+    a `Stage` with `margin_at_most` only where `margin_left` is at most that. Every result is realized and shown to the
     model again in its full precision; it counts when it lies in the set and in the valid domain, is finite, and still
     fools. A preflight looks at the first batch, and may wrap the model. The curve: larger radii are tried on what
     stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_stages`

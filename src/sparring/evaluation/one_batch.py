@@ -180,9 +180,9 @@ class _Judge:
 
 def _near(record: AttackRecord, rows: Tensor, left: Tensor) -> Tensor:
     """The rows that are near enough to falling for this attack; the others are counted as skipped."""
-    if record.near is None:
+    if record.margin_at_most is None:
         return rows
-    near = rows[left[rows] <= record.near]
+    near = rows[left[rows] <= record.margin_at_most]
     record.skipped += len(rows) - len(near)
     return near
 

@@ -26,7 +26,7 @@ REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
 @dataclass
 class AttackRecord:
     """What one attack did. `rejected` counts the results that did not hold when checked, `skipped` the standing
-    examples that were too far from falling for it (see `near` in `evaluate`)."""
+    examples that were too far from falling for it (see `Stage`)."""
 
     number: int
     make: MakeAttack
@@ -41,9 +41,9 @@ class AttackRecord:
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
 
     @property
-    def near(self) -> float | None:
+    def margin_at_most(self) -> float | None:
         """The largest margin left, as a share of the clean one, at which an example is still attacked; None: any."""
-        return getattr(self.make, "near", None)
+        return getattr(self.make, "margin_at_most", None)
 
     def counts(self) -> dict[str, Any]:
         """What adds up over batches, as plain data."""

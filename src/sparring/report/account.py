@@ -119,7 +119,7 @@ def _line(attack: Mapping[str, Any], passes: float | None, share: float | None) 
     settings = attack.get("settings")
     if not options and isinstance(settings, Mapping):
         options = ",".join(f"{k}={settings[k]}" for k in ("num_steps", "restarts") if settings.get(k) is not None)
-    near = re.search(r"\bnear=(\d*\.?\d+)", options)
+    near = re.search(r"\b(?:near|margin_at_most)=(\d*\.?\d+)", options)
     rejected = sum(v for v in (attack.get("rejected") or {}).values() if isinstance(v, int))
     return Line(
         name, options.replace(",", ", "), attack.get("ran_on"), attack.get("skipped"),

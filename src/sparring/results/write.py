@@ -95,7 +95,7 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
     return {
         "name": record.name,
         "settings": record.settings,
-        "near": record.near,
+        "near": record.margin_at_most,
         "ran_on": record.ran_on,
         "skipped": record.skipped,
         "broke": record.broke,
