@@ -196,14 +196,14 @@ RUN = "evaluate {w}/run --out {out} --attacks fgsm"
 
 BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     # threats
-    "threat without a radius": (f"{TRAIN} --threat linf", ("'linf'", "NAME:RADIUS", "linf:8/255")),
-    "unknown threat": (f"{TRAIN} --threat l7:0.1", ("'l7:0.1'", "linf, l2")),
-    "radius no number": (f"{TRAIN} --threat linf:much", ("'much' is not a number", "linf:8/255")),
+    "threat without a radius": (f"{TRAIN} --threat linf", ("lacks its radius", "linf:RADIUS")),
+    "unknown threat": (f"{TRAIN} --threat l7:0.1", ("'l7'", "linf, l2, l1", "linf, l2")),
+    "radius no number": (f"{TRAIN} --threat linf:much", ("radius='much'", "such as 0.3 or 8/255")),
     "radius over zero": (f"{TRAIN} --threat linf:8/0", ("'8/0' is not a number",)),
     "radius negative": (f"{TRAIN} --threat linf:-0.1", ("must be above 0",)),
     "radius nan": (f"{TRAIN} --threat linf:nan", ("must be above 0",)),
     "radius infinite": (f"{TRAIN} --threat linf:inf", ("infinite",)),
-    "threat option": (f"{TRAIN} --threat linf:0.1,speed=3", ("'speed=3' is no option", "box=LOW..HIGH")),
+    "threat option": (f"{TRAIN} --threat linf:0.1,speed=3", ("no option 'speed'", "radius, box")),
     "box empty": (f"{TRAIN} --threat linf:0.1,box=1..0", ("the box is empty",)),
     "box unclear": (f"{TRAIN} --threat linf:0.1,box=1", ("LOW..HIGH or none",)),
     # names
@@ -213,10 +213,10 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown data": (f"{TRAIN} --data imagenette", ("'imagenette'", "digits", ".npz")),
     "unknown attack": (f"{RUN} --attacks pdg", ("'pdg'", "pgd")),
     "unknown attack option": (f"{RUN} --attacks pgd:steps=3", ("'steps'", "num_steps")),
-    "attack option of wrong type": (f"{RUN} --attacks pgd:num_steps=many", ("num_steps='many'", "int")),
-    "attack option without attack": (f"{RUN} --attacks num_steps=3", ("begin with an option", "pgd:num_steps=20")),
+    "attack option of wrong type": (f"{RUN} --attacks pgd:num_steps=many", ("num_steps='many'", "a whole number")),
+    "attack option without attack": (f"{RUN} --attacks num_steps=3", ("begins with an option", "pgd:num_steps=20")),
     "unknown objective": (f"{RUN} --attacks pgd:objective=hinge", ("'hinge'", "margin")),
-    "restarts without randomness": (f"{RUN} --attacks fgsm:restarts=3", ("restarts=3", "every run would be the same")),
+    "restarts without randomness": (f"{RUN} --attacks fgsm:restarts=3", ("restarts=3", "has no option 'restarts'")),
     "no restarts": (f"{RUN} --attacks pgd:restarts=0", ("restarts",)),
     "negative steps": (f"{RUN} --attacks pgd:num_steps=-1", ("num_steps",)),
     "class that is not there": (f"{RUN} --attacks pgd:num_steps=2,wanted=9", ("wanted", "9")),

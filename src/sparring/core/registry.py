@@ -154,7 +154,8 @@ def named(spec: Spec | str, table: Mapping[str, Builder], kind: str, given: tupl
     for key, option in known.items():
         if option.default is inspect.Parameter.empty and key not in options:
             form = f"{spec.name}:{key.upper()}" if option.positional else f"{key}=..."
-            handed = f" (what the caller hands over is called {', '.join(given)})" if given else ""
+            own = given and spec.name not in table  # a user's function may have another name for what it is handed
+            handed = f" (what the caller hands over is called {', '.join(given)})" if own else ""
             raise ValueError(f"{about} lacks its {key}, {option.kind}; write {form}{handed}")
     return Named(spec.name if spec.name in table or ":" in spec.name else spec.name.lower(), options, builder, given)
 
