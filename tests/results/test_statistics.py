@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from sparring.results.statistics import McNemar, Share, examples_needed, mcnemar, wilson
+from sparring.results.schema import Metric
+from sparring.results.statistics import McNemar, examples_needed, mcnemar, wilson
 
 Z95 = 1.959963984540054
 
@@ -19,7 +22,8 @@ def test_wilson_is_the_closed_formula(count: int, n: int) -> None:
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
     share = wilson(count, n)
-    assert share == Share(p, pytest.approx(centre - half, abs=1e-9), pytest.approx(centre + half, abs=1e-9), n, count)
+    assert (share.low, share.high) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    assert share == Metric(p, share.low, share.high, n, count)
     assert 0 <= share.low <= share.value <= share.high <= 1
 
 
@@ -30,7 +34,28 @@ def test_wilson_by_hand() -> None:
     assert wilson(0, 100).high == pytest.approx(Z95**2 / (100 + Z95**2), abs=1e-9) and wilson(0, 100).low == 0
     assert wilson(5, 10, level=0.5).high < wilson(5, 10).high < wilson(5, 10, level=0.99).high
     plain = wilson(3, 7)
-    assert [type(v) for v in plain] == [float, float, float, int, int]
+    assert [type(v) for v in vars(plain).values()] == [float, float, float, int, int, bool]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("n", [1, 2, 7, 250, 10**6])
+def test_wilson_is_scipys(n: int, level: float) -> None:
+    for count in {0, 1, n // 3, n // 2, n - 1, n}:
+        other = binomtest(count, n).proportion_ci(confidence_level=level, method="wilson")
+        share = wilson(count, n, level)
+        assert (share.low, share.high) == pytest.approx((other.low, other.high), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [(0.5, 0.0, 1.0, 0), (0.5, 0.6, 0.4, 10), (0.5, 0.0, 1.0, 10, 4), (1.1, 0.0, 1.2, 10, 11), (0.5, 0.0, 1.0, 2, True),
+     (math.nan, 0.0, 1.0, 10), (0.5, 0.0, math.inf, 10), ("0.5", 0.0, 1.0, 10), (0.45, 0.0, 1.0, 10, 4.5)],
+)  # fmt: skip
+def test_a_metric_is_a_number_with_its_interval(fields: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError):
+        Metric(*fields)
+    with pytest.raises(AttributeError):
+        wilson(1, 2).value = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("count", "n", "level"), [(0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0), (1, 5, 0)])
@@ -94,6 +119,13 @@ def test_mcnemar_is_the_share_of_coin_rows_at_least_as_lopsided(only_a: int, onl
     b = [False] * only_a + [True] * only_b + [True, False, True]
     assert mcnemar(a, b) == McNemar(only_a, only_b, pytest.approx(p_value, abs=1e-12))
     assert mcnemar(torch.tensor(a), torch.tensor(b)) == mcnemar(a, b)
+
+
+def test_mcnemar_is_scipys_for_many_examples() -> None:
+    for only_a, only_b in ((30, 31), (100, 140), (0, 400), (3000, 2800)):
+        p_value = binomtest(only_a, only_a + only_b).pvalue
+        found = mcnemar([True] * only_a + [False] * only_b, [False] * only_a + [True] * only_b)
+        assert found == McNemar(only_a, only_b, pytest.approx(p_value, rel=1e-9))
 
 
 def test_mcnemar_refuses() -> None:

@@ -23,7 +23,8 @@ from sparring.evaluation.shards import joined
 from sparring.evaluation.shelf import Shelf
 from sparring.evaluation.verify import REJECTIONS, AttackRecord, MakeAttack
 from sparring.results.findings import Finding
-from sparring.results.statistics import Share, wilson
+from sparring.results.schema import Metric
+from sparring.results.statistics import wilson
 from sparring.threats.base import ThreatModel
 
 ALONE = Machine(torch.device("cpu"))
@@ -46,13 +47,13 @@ class Evaluation:
     model: Model
     threat: ThreatModel
     seed: int
-    clean: Share
-    robust: Share
-    certified: Share | None
+    clean: Metric
+    robust: Metric
+    certified: Metric | None
     certification: Any
-    attack_success: Share | None
+    attack_success: Metric | None
     attacks: list[AttackRecord]
-    curve: list[tuple[float, Share]]
+    curve: list[tuple[float, Metric]]
     curve_attacks: list[str]
     per_class: list[dict[str, Any]]
     table: dict[str, Tensor]

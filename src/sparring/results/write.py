@@ -18,6 +18,7 @@ from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.measure import Evaluation
 from sparring.evaluation.verify import AttackRecord
 from sparring.results.findings import verdict
+from sparring.results.schema import Metric
 from sparring.threats import threat_text
 
 SCHEMA = "sparring.results/1"
@@ -65,15 +66,15 @@ def to_record(
         "threat": threat_text(e.threat),
         "threat_settings": describe(e.threat),
         "seed": e.seed,
-        "clean_accuracy": e.clean._asdict(),
-        "robust_accuracy": e.robust._asdict(),
-        "certified_accuracy": e.certified._asdict() if e.certified else None,
+        "clean_accuracy": _share(e.clean),
+        "robust_accuracy": _share(e.robust),
+        "certified_accuracy": _share(e.certified) if e.certified else None,
         "certification": e.certification or {"name": None, "reason": no_certificate},
         "verdict": verdict(e.findings) if sanity is not None else None,
         "sanity": sanity,
-        "attack_success": e.attack_success._asdict() if e.attack_success else None,
+        "attack_success": _share(e.attack_success) if e.attack_success else None,
         "attacks": [_attack(record, e.robust.n) for record in e.attacks],
-        "curve": [{"radius": radius, **share._asdict()} for radius, share in e.curve],
+        "curve": [{"radius": radius, **_share(share)} for radius, share in e.curve],
         "curve_attacks": e.curve_attacks,
         "per_class": [
             {**row, "name": names[row["label"]] if row["label"] < len(names) else str(row["label"])}
@@ -89,6 +90,10 @@ def to_record(
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def _share(metric: Metric) -> dict[str, Any]:
+    return {name: getattr(metric, name) for name in ("value", "low", "high", "n", "count")}
 
 
 def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
