@@ -28,7 +28,7 @@ from sparring.modalities.images import build, scale
 from sparring.results.statistics import mcnemar
 from sparring.training.loop import train
 from sparring.training.recipes import pgd_at, standard
-from sparring.training.schedules import SCHEDULES, Ramp
+from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -50,12 +50,12 @@ def train_and_judge(x: Tensor, y: Tensor, held: Tensor, radius: float, settings:
     keep = torch.ones(len(y), dtype=torch.bool)
     keep[held] = False
     model = build(settings["model"], tuple(x.shape[1:]), int(y.max()) + 1, seed)
-    recipe = pgd_at(Linf(radius), num_steps=settings["num_steps"]) if radius else standard()
+    attacked = pgd_at(Linf(radius), num_steps=settings["num_steps"])
+    recipe: Any = Ramped(attacked, Ramp(settings["radius_ramp"])) if radius else standard()
     result = train(
         model, Batches(x[keep], y[keep], settings["batch_size"], seed=seed, shuffle=True, drop_last=True), recipe,
         torch.optim.AdamW(model.parameters(), settings["learning_rate"], weight_decay=settings["weight_decay"]),
-        num_epochs=settings["epochs"], schedule=SCHEDULES[settings["schedule"]],
-        radius_schedule=Ramp(settings["radius_ramp"]), seed=seed,
+        num_epochs=settings["epochs"], schedule=SCHEDULES[settings["schedule"]], seed=seed,
     )  # fmt: skip
     if result.stopped:
         raise SystemExit(result.stopped)

@@ -23,7 +23,7 @@ from sparring.threats import Linf
 from sparring.training.guard import trouble
 from sparring.training.loop import TrainingResult, TrainingState, train
 from sparring.training.recipes import Standard, pgd_at
-from sparring.training.schedules import Constant, Cosine, OneCycle, Piecewise, Ramp, at_radius
+from sparring.training.schedules import Constant, Cosine, OneCycle, Piecewise, Ramp, Ramped
 from sparring.training.weights import averaged_copy
 
 X, Y = rand(10, 2, 3, 3, seed=4).float(), torch.arange(10) % 3
@@ -90,9 +90,9 @@ def run(source: str, seed: int, **options: Any) -> TrainingResult:
 
     def start() -> TrainingResult:
         return train(
-            model, SOURCES[source](), pgd_at(Linf(0.1), num_steps=2), torch.optim.AdamW(model.parameters(), 0.05),
-            num_epochs=EPOCHS, validate=validate, schedule=OneCycle(0.3), radius_schedule=Ramp(0.6), averaging=0.9,
-            seed=11, **options,
+            model, SOURCES[source](), Ramped(pgd_at(Linf(0.1), num_steps=2), Ramp(0.6)),
+            torch.optim.AdamW(model.parameters(), 0.05), num_epochs=EPOCHS, validate=validate, schedule=OneCycle(0.3),
+            averaging=0.9, seed=11, **options,
         )  # fmt: skip
 
     return seeded(start, seed)
@@ -178,16 +178,16 @@ def test_a_saved_state_is_a_copy() -> None:
 
 @dataclass(frozen=True)
 class Breaking:
-    """Standard training whose `at`-th batch goes wrong."""
+    """Standard training whose `when`-th batch goes wrong."""
 
-    at: int
+    when: int
     what: str
     calls: list[int] = field(default_factory=list)
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
         self.calls.append(len(self.calls))
         loss = F.cross_entropy(model(x), y)
-        if len(self.calls) != self.at:
+        if len(self.calls) != self.when:
             return loss
         weight = next(model.parameters())
         return {
@@ -298,7 +298,6 @@ def test_lines_of_history() -> None:
     )  # fmt: skip
     assert [line["epoch"] for line in result.history] == [0, 1]
     assert [line["step"] for line in result.history] == [3, 6]
-    assert [line["radius_factor"] for line in result.history] == [1.0, 1.0]
     assert [line["examples"] for line in result.history] == [7.0, 7.0]
     rates = [0.2 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in (2, 5)]
     assert [line["learning_rate"] for line in result.history] == pytest.approx(rates)
@@ -306,7 +305,7 @@ def test_lines_of_history() -> None:
     assert [line["train_loss"] for line in result.history] == pytest.approx(means, rel=1e-12)
     assert result.history[0]["seconds"] <= result.history[1]["seconds"] <= round(result.seconds, 3)
     assert list(result.history[0]) == [
-        "epoch", "step", "learning_rate", "radius_factor", "train_loss", "robust_accuracy", "examples", "seconds",
+        "epoch", "step", "learning_rate", "train_loss", "robust_accuracy", "examples", "seconds",
     ]  # fmt: skip
 
 
@@ -372,17 +371,16 @@ class Recording:
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-def test_a_radius_schedule_scales_the_radius_of_the_attack(restarts: int) -> None:
+def test_a_ramp_scales_the_radius_of_the_attack(restarts: int) -> None:
     model, recipe = linear(), Recording(pgd(Linf(0.2), num_steps=2, restarts=restarts))
-    result = train(model, PLAIN, recipe, sgd(model), num_epochs=2, radius_schedule=Ramp(0.5, start=0.1))
+    train(model, PLAIN, Ramped(recipe, Ramp(0.5, start=0.1)), sgd(model), num_epochs=2)
     factors = [0.1, 0.4, 0.7, 1.0, 1.0, 1.0]
     assert recipe.radii == pytest.approx([0.2 * factor for factor in factors])
-    assert [line["radius_factor"] for line in result.history] == [1.0, 1.0]
 
 
 def test_a_crafted_step_stays_in_the_scaled_radius() -> None:
     recipe = pgd_at(Linf(0.2), num_steps=3)
-    crafted = at_radius(recipe, 0.25).craft(linear(), X.clamp(0.3, 0.7), Y)
+    crafted = Ramped(recipe, Ramp(1.0)).at(0.25).craft(linear(), X.clamp(0.3, 0.7), Y)
     assert (crafted - X.clamp(0.3, 0.7)).abs().max().item() == pytest.approx(0.05, abs=1e-6)
     assert recipe.attack.threat.radius == 0.2
 
@@ -395,14 +393,32 @@ def test_recipes_that_cannot_be_scaled() -> None:
     class WithFunction:
         attack: Any
 
-    with pytest.raises(ValueError, match="function has none"):
-        at_radius(plain, 0.5)
+    for has_none in (plain, Standard()):
+        with pytest.raises(ValueError, match=r"(plain|Standard) has none"):
+            Ramped(has_none, Ramp(0.5))
     with pytest.raises(ValueError, match="plain function"):
-        at_radius(WithFunction(plain), 0.5)
-    assert at_radius(plain, 1.0) is plain
-    assert at_radius(Standard(), 0.5) == Standard()
-    with pytest.raises(ValueError, match="function has none"):
-        train(linear(), PLAIN, plain, sgd(linear()), num_epochs=1, radius_schedule=Ramp(0.5))
+        Ramped(WithFunction(plain), Ramp(0.5))
+    recipe = pgd_at(Linf(0.2))
+    assert Ramped(recipe, Ramp(0.5)).at(0.5) is recipe
+
+
+def test_a_recipe_changes_over_the_run_as_it_says() -> None:
+    seen: list[float] = []
+
+    @dataclass(frozen=True)
+    class Weighted:
+        weight: float = 0.0
+
+        def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+            seen.append(self.weight)
+            return self.weight * F.cross_entropy(model(x), y)
+
+        def at(self, progress: float) -> Weighted:
+            return Weighted(2 * progress)
+
+    model = linear()
+    train(model, PLAIN, Weighted(), sgd(model), num_epochs=2)
+    assert seen == pytest.approx([2 * step / 6 for step in range(6)])
 
 
 def test_closed_forms() -> None:

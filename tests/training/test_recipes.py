@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from sparring.attacks.catalogue import pgd
 from sparring.core.model_state import private_rng
 from sparring.core.noise import Noise
 from sparring.threats import L2, Linf
+from sparring.threats.base import ThreatModel
 from sparring.training.recipes import Mixed, Standard, mixed, pgd_at, standard, trades
-from sparring.training.schedules import at_radius
+from sparring.training.schedules import Ramped
 
 LABELS = torch.tensor([2, 0, 3])
 X5, Y5 = rand(5, *SHAPE[1:], seed=2), torch.tensor([2, 0, 3, 1, 1])
@@ -247,7 +250,11 @@ def test_words(name: str, hard: bool) -> None:
         assert bool(changed.any())
 
 
-# Radius schedules ----------------------------------------------------------------------------------------------
+# Radii that grow ------------------------------------------------------------------------------------------------
+
+
+def at_radius(recipe: Any, factor: float) -> Any:
+    return Ramped(recipe, lambda progress: factor).at(0.3)
 
 
 @pytest.mark.parametrize("name", ["mixed", "pgd-at", "trades"])
@@ -263,9 +270,7 @@ def test_at_radius(network: nn.Module, images: Tensor, name: str) -> None:
     )
 
 
-def test_at_radius_of_standard_training_and_of_radii(network: nn.Module, images: Tensor) -> None:
-    recipe = standard()
-    assert at_radius(recipe, 0.3) is recipe
+def test_at_radius_of_radii_and_of_other_units() -> None:
     each: Any = at_radius(pgd_at(L2(torch.tensor([0.2, 0.4, 0.6]))), 0.5)
     torch.testing.assert_close(each.attack.threat.radius, torch.tensor([0.1, 0.2, 0.3]))
     words_at: Any = at_radius(pgd_at(words(2.0)), 0.5)
@@ -278,15 +283,131 @@ def test_at_radius_zero_trains_on_clean_inputs(network: nn.Module, images: Tenso
     assert_same_step(network, loss, F.cross_entropy(network(images), LABELS))
 
 
-def test_at_radius_reaches_through_restarts_or_says_that_it_cannot(network: nn.Module, images: Tensor) -> None:
+def test_at_radius_reaches_through_restarts(network: nn.Module, images: Tensor) -> None:
     recipe = Mixed(attack=pgd(Linf(0.2), num_steps=2, restarts=2))
-    try:
-        scaled = at_radius(recipe, 0.5)
-    except (TypeError, ValueError) as error:
-        assert "threat" in str(error)
-        return
-    crafted = scaled.craft(network, images, LABELS, noise=stream(3))  # type: ignore[attr-defined]
-    assert float((crafted - images).abs().max()) <= 0.1 + 1e-9
+    crafted = at_radius(recipe, 0.5).craft(network, images, LABELS, noise=stream(3))
+    assert 0.05 < float((crafted - images).abs().max()) <= 0.1 + 1e-9
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A recipe with a business of its own over the run, and an attack."""
+
+    attack: Any
+    weight: float = 0.0
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Noise | None = None) -> Tensor:
+        return self.weight * F.cross_entropy(model(x), y)
+
+    def at(self, progress: float) -> Growing:
+        return replace(self, weight=progress)
+
+
+def test_a_ramp_and_what_a_recipe_changes_itself_go_together() -> None:
+    both = Ramped(Growing(pgd(Linf(0.2))), lambda progress: 2 * progress).at(0.25)
+    assert both.weight == 0.25 and both.attack.threat.radius == 0.1
+
+
+def test_a_ramp_alone_is_the_recipe_at_the_full_radius(network: nn.Module, images: Tensor) -> None:
+    recipe, noise = pgd_at(Linf(0.2), num_steps=2), stream(3)
+    whole = Ramped(recipe, lambda progress: 0.1)(network, images, LABELS, noise=noise)
+    assert torch.equal(whole, recipe(network, images, LABELS, noise=noise))
+
+
+# Named inputs, and what is trained on ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offsets(ThreatModel):
+    """Moves of embedded words, as a mapping with a name that clean sentences do not have; realized on a coarse grid."""
+
+    radius: Any
+    dim: int
+
+    def null(self, x: Any) -> Tensor:
+        return torch.zeros(*x["ids"].shape, self.dim, dtype=torch.float64)
+
+    def sample(self, x: Any, noise: Noise) -> Tensor:
+        return self.project(x, self.radius * (2 * noise.uniform((x["ids"].shape[1], self.dim)).double() - 1))
+
+    def apply(self, x: Any, z: Tensor) -> Any:
+        return {**x, "offset": z}
+
+    def realize(self, x: Any, z: Tensor) -> Any:
+        return {**x, "offset": (z * 20).round() / 20}
+
+    def project(self, x: Any, z: Tensor) -> Tensor:
+        return z.clamp(-self.radius, self.radius)
+
+    def steepest(self, x: Any, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def size(self, x: Any, z: Tensor) -> Tensor:
+        return z.abs().flatten(1).amax(1)
+
+    def valid(self, x: Any, adversarial: Any) -> Tensor:
+        return torch.ones(len(x["ids"]), dtype=torch.bool)
+
+
+class Reader(nn.Module):
+    """Embeds ids, adds the offset where there is one, and counts what was missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out, self.seen = nn.Embedding(7, 3), nn.Linear(3, NUM_CLASSES), []
+
+    def forward(self, x: Any) -> Tensor:
+        self.seen.append(x.get("offset"))
+        return self.out((self.words(x["ids"]) + x.get("offset", 0)).tanh().mean(1))
+
+
+@pytest.mark.parametrize("train_on", ["realized", "applied"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_mixed_of_named_inputs_that_get_another_name(share: float, train_on: Any) -> None:
+    model = seeded(Reader).double()
+    x, num = {"ids": torch.arange(20).view(5, 4) % 7}, {0.3: 2, 0.5: 2, 1.0: 5}[share]
+    recipe = mixed(Offsets(0.33, 3), share=share, num_steps=3, train_on=train_on)
+    crafted: Any = recipe.craft(model, x, Y5, noise=stream(5))
+    assert torch.equal(crafted["ids"], x["ids"]) and crafted["offset"].shape == (5, 4, 3)
+    assert crafted["offset"].flatten(1).any(1).tolist() == [True] * num + [False] * (5 - num)
+    on_grid = torch.equal(crafted["offset"], (crafted["offset"] * 20).round() / 20)
+    assert on_grid == (train_on == "realized")
+    loss = recipe(model, x, Y5, noise=stream(5))
+    assert torch.equal(loss, F.cross_entropy(model(crafted), Y5))
+    loss.backward()
+    assert model.words.weight.grad.abs().sum() > 0 and x.keys() == {"ids"}
+
+
+def test_trades_may_train_on_what_was_applied() -> None:
+    model, x = seeded(Reader).double(), {"ids": torch.arange(20).view(5, 4) % 7}
+    for train_on, on_grid in (("realized", True), ("applied", False)):
+        recipe: Any = trades(Offsets(0.33, 3), num_steps=3, train_on=train_on)  # type: ignore[arg-type]
+        recipe(model, x, Y5, noise=stream(5)).backward()
+        offset = model.seen[-1]
+        assert torch.equal(offset, (offset * 20).round() / 20) == on_grid and float(offset.abs().max()) > 0.2
+
+
+def test_for_balls_realized_and_applied_are_the_same(network: nn.Module, images: Tensor) -> None:
+    for builder in (pgd_at, mixed, trades):
+        losses = [
+            builder(Linf(0.1), num_steps=2, train_on=on)(network, images, LABELS, noise=stream(3))  # type: ignore[operator]
+            for on in ("realized", "applied")
+        ]
+        torch.testing.assert_close(*losses)
+
+
+def test_what_cannot_be_trained_on() -> None:
+    with pytest.raises(ValueError, match="train_on='soft'; expected one of realized, applied"):
+        pgd_at(Linf(0.1), train_on="soft")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs an attack with a `threat`"):
+        Mixed(attack=lambda *a, **b: None, train_on="applied")  # type: ignore[arg-type,return-value]
+
+
+def test_options_are_written_out() -> None:
+    """So that help, types and errors can be read from the signature."""
+    for builder in RECIPES.values():
+        kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
+        assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_recipes_are_frozen_records() -> None:

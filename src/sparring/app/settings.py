@@ -14,7 +14,7 @@ from typing import Any
 
 from sparring.core.files import read_json
 from sparring.threats import make_threat
-from sparring.training.recipes import RECIPES, Mixed, Recipe, Standard, Trades
+from sparring.training.recipes import RECIPES, Recipe
 from sparring.training.schedules import SCHEDULES
 
 
@@ -88,10 +88,8 @@ DEFAULTS: dict[str, Any] = {
 def recipe_options(name: str) -> dict[str, str]:
     """The options that a recipe takes, beside the threat, with the names of their types."""
     own = inspect.signature(RECIPES[name]).parameters.values()
-    record = {"standard": Standard, "trades": Trades}.get(name, Mixed)
-    fields = {f.name: str(f.type) for f in dataclasses.fields(record) if f.name not in ("attack", "share")}
-    kinds = {p.name: str(p.annotation) for p in own if p.kind is p.KEYWORD_ONLY} | fields
-    return {key: "str" if kind == "CraftMode" else kind for key, kind in kinds.items()}
+    kinds = {p.name: str(p.annotation) for p in own if p.kind is p.KEYWORD_ONLY}
+    return {key: "str" if kind in ("CraftMode", "TrainOn") else kind for key, kind in kinds.items()}
 
 
 def read_settings(

@@ -34,7 +34,7 @@ from sparring.modalities import load as load_data
 from sparring.modalities.base import Dataset
 from sparring.threats import make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
-from sparring.training.schedules import SCHEDULES, Ramp
+from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
 VALIDATION_ATTACK = (partial(pgd, num_steps=10, step=0.25),)
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -208,12 +208,15 @@ def _run(
             saved = time.monotonic()
         return stop
 
+    recipe: Any = e.build_recipe()
+    if hasattr(recipe, "attack"):
+        recipe = Ramped(recipe, Ramp(e.radius_ramp))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(e.seed)
         result = train(
-            model, batches, e.build_recipe(), _optimizer(e, model), num_epochs=e.epochs, validate=validate,
+            model, batches, recipe, _optimizer(e, model), num_epochs=e.epochs, validate=validate,
             score="clean_accuracy" if e.recipe == "standard" else "robust_accuracy", schedule=SCHEDULES[e.schedule],
-            radius_schedule=Ramp(e.radius_ramp), averaging=e.averaging, seed=e.seed, resume=state,
+            averaging=e.averaging, seed=e.seed, resume=state,
             save=lambda now: _save_epoch(out, now), observe=watch,
         )  # fmt: skip
     _finish(out, e, result)

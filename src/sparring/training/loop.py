@@ -20,7 +20,7 @@ from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, map_inputs, size
 from sparring.training.guard import trouble
 from sparring.training.recipes import Recipe
-from sparring.training.schedules import Constant, Schedule, at_radius
+from sparring.training.schedules import Constant, Schedule
 from sparring.training.weights import averaged_copy
 
 Validate = Callable[[Model], Mapping[str, float]]
@@ -106,7 +106,6 @@ def train(
     validate: Validate | None = None,
     score: str = "robust_accuracy",
     schedule: Schedule | None = None,
-    radius_schedule: Schedule | None = None,
     averaging: float | None = None,
     seed: int = 0,
     resume: Mapping[str, Any] | None = None,
@@ -118,7 +117,7 @@ def train(
     batches: (x, y) pairs on the model's device, iterated once per epoch; `set_epoch(epoch)` is called where it
     exists, `epoch_from(batch)` used to resume (else batches are skipped). `validate` sees the model in eval mode and
     returns figures, of which `score` chooses the best epoch (the later of equals): measure on held-out TRAINING data.
-    `schedule` multiplies each group's learning rate, `radius_schedule` the radius; both see progress in [0, 1].
+    `schedule` multiplies each group's learning rate at a progress in [0, 1]; a recipe with `at` sees the progress too.
     `averaging` is the decay of a weight average. `save` is called after each epoch; `observe` after each batch, and
     ends the run when it returns True. `resume` takes the dictionary of an earlier `TrainingState`: on a CPU the run
     then ends in the same bits as one that was never stopped. A loss or gradient that is not finite ends the run too.
@@ -135,7 +134,7 @@ def train(
         if resume:
             state.load(resume)
         state.total = num_epochs * _count(batches)
-        schedule, radius_schedule = schedule or Constant(), radius_schedule or Constant()
+        schedule = schedule or Constant()
         good, stopped = _weights(state), None
         while state.epoch < num_epochs and not stopped:
             started = time.monotonic()
@@ -146,7 +145,9 @@ def train(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(progress)
                 noise = Noise.make(seed, f"train/{state.epoch}", torch.arange(state.seen, state.seen + size(x)))
-                loss = at_radius(recipe, radius_schedule(progress))(model, x, y, noise=noise)
+                now = recipe.at(progress) if hasattr(recipe, "at") else recipe
+                found = now(model, x, y, noise=noise)
+                loss = found[0] if isinstance(found, tuple) else found
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if stopped := trouble(model, loss, state.epoch, state.step):
@@ -161,7 +162,7 @@ def train(
                     stopped = "Training was interrupted."
                     break
             else:
-                _finish_epoch(state, validate, score, radius_schedule(min(1.0, state.step / state.total)), started)
+                _finish_epoch(state, validate, score, started)
                 good = _weights(state)
                 if save:
                     save(state)
@@ -202,9 +203,7 @@ def _count_step(state: TrainingState, loss: float, num: int, started: float) -> 
     state.seconds += time.monotonic() - started
 
 
-def _finish_epoch(
-    state: TrainingState, validate: Validate | None, score: str, radius_factor: float, started: float
-) -> None:
+def _finish_epoch(state: TrainingState, validate: Validate | None, score: str, started: float) -> None:
     """Validates, remembers the best, writes the line of history, and turns the page."""
     state.candidate.eval()
     figures = {name: float(v) for name, v in validate(state.candidate).items()} if validate else {}
@@ -219,7 +218,6 @@ def _finish_epoch(
         "epoch": state.epoch,
         "step": state.step,
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "radius_factor": radius_factor,
         "train_loss": state.loss_sum / max(1, state.seen),
         **figures,
         "seconds": round(state.seconds, 3),

@@ -5,32 +5,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparring.attacks.around import part_of
 from sparring.attacks.loop import Attack
 from sparring.attacks.starts import Gaussian, uniform
 from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode, attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import kl
-from sparring.core.types import Attacker, Inputs, Model, map_inputs, size, take
+from sparring.core.types import Attacker, AttackResult, Inputs, Model, map_inputs, size, take
 from sparring.threats.base import ThreatModel
+
+TrainOn = Literal["realized", "applied"]
+"""What the loss is computed on. "realized": the attacked inputs as they are judged and saved. "applied": what the model
+was shown while crafting, which differs where `realize` rounds (mixtures of words instead of words)."""
 
 
 class Recipe(Protocol):
     """The contract: a scalar loss with a graph to the weights, averaged over the batch.
 
     x (B, *X), y labels (B,). `noise` keys the random starts; without it they are drawn from PyTorch's global
-    generator, as dropout is. The model's mode is the caller's business, except while crafting.
+    generator, as dropout is. The model's mode is the caller's business, except while crafting. A recipe may return
+    `(loss, figures)`, too: scalars by name (tensors, so that nobody waits for the device), averaged over each epoch
+    into its line of history as `train_NAME`. With a method `at(progress) -> Recipe` it changes over the run (a radius
+    or weight that grows); progress goes from 0 to 1.
     """
 
-    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
+    def __call__(
+        self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None
+    ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The loss to call `backward` on."""
         ...
 
@@ -46,31 +56,55 @@ class Standard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
-    """Cross-entropy on a batch of which the first `share` is attacked; share 1 is PGD-AT.
-
-    craft_mode: what BatchNorm and dropout do while crafting, see `attack_mode`. One forward pass sees the mixture, so
-    BatchNorm sees it too (Kurakin 2017, section 3).
-    """
+class Crafting:
+    """What recipes that attack their batch share. craft_mode: what BatchNorm and dropout do, see `attack_mode`."""
 
     attack: Attacker
-    share: float = 1.0
     label_smoothing: float = 0.0
     craft_mode: CraftMode = "eval"
+    train_on: TrainOn = "realized"
 
     def __post_init__(self) -> None:
+        if self.train_on not in get_args(TrainOn):
+            raise ValueError(f"train_on={self.train_on!r}; expected one of {', '.join(get_args(TrainOn))}")
+        if self.train_on == "applied" and part_of(self.attack, "threat") is None:
+            raise ValueError('train_on="applied" needs an attack with a `threat`; this one is a plain function')
+
+    def _crafted(self, x: Inputs, result: AttackResult, threat: ThreatModel | None) -> Inputs:
+        """What is trained on of an attack's result."""
+        return result.x_adv if self.train_on == "realized" or threat is None else threat.apply(x, result.z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Crafting):
+    """Cross-entropy on a batch of which the first `share` is attacked; share 1 is PGD-AT.
+
+    One forward pass sees the mixture, so BatchNorm sees it too (Kurakin 2017, section 3).
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1]; got {self.share} (for none at all take the recipe standard)")
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """The batch to train on, without a graph."""
-        num = max(1, round(self.share * size(x)))
-        x_part, rest = map_inputs(lambda t: t[:num], x), map_inputs(lambda t: t[num:], x)
+        num, device = max(1, round(self.share * size(x))), y.device
         noise = Noise.from_torch(size(x)) if noise is None else noise
+        some, others = torch.arange(num, device=device), torch.arange(num, size(x), device=device)
+        attack, x_part = take(self.attack, some), map_inputs(lambda t: t[:num], x)
         with attack_mode(model, self.craft_mode) as frozen:
-            some = torch.arange(num, device=y.device)
-            x_adv = take(self.attack, some)(frozen, x_part, y[:num], noise=noise.take(some)).x_adv
-        return x_adv if num == size(x) else map_inputs(lambda a, b: torch.cat([a, b]), x_adv, rest)
+            result = attack(frozen, x_part, y[:num], noise=noise.take(some))
+        crafted = self._crafted(x_part, result, part_of(attack, "threat"))
+        if num == size(x):
+            return crafted
+        rest, threat = map_inputs(lambda t: t[num:], x), part_of(take(self.attack, others), "threat")
+        if threat is not None:  # named inputs may get other names when they are attacked
+            null = threat.null(rest)
+            rest = threat.realize(rest, null) if self.train_on == "realized" else threat.apply(rest, null)
+        return map_inputs(lambda a, b: torch.cat([a, b]), crafted, rest)
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
         crafted = self.craft(model, x, y, noise=noise)
@@ -78,16 +112,13 @@ class Mixed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trades:
+class Trades(Crafting):
     """cross_entropy(model(x), y) + beta * mean KL(softmax model(x) || softmax model(x_adv)), gradients through both.
 
     x_adv climbs the same KL, from a tiny normal start, since the KL is flat at x itself.
     """
 
-    attack: Attacker
     beta: float = 6.0
-    label_smoothing: float = 0.0
-    craft_mode: CraftMode = "eval"
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """Inputs whose predictions are far from those on x; labels play no part."""
@@ -95,7 +126,8 @@ class Trades:
         with attack_mode(model, self.craft_mode) as frozen:
             with torch.no_grad():
                 clean = frozen(x).softmax(1)
-            return self.attack(frozen, x, clean, noise=noise).x_adv
+            result = self.attack(frozen, x, clean, noise=noise)
+        return self._crafted(x, result, part_of(self.attack, "threat"))
 
     def loss(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         """The clean loss and the price of the disagreement."""
@@ -108,23 +140,51 @@ class Trades:
         return self.loss(model, x, self.craft(model, x, y, noise=noise), y)
 
 
-def standard(threat: ThreatModel | None = None, **options: Any) -> Standard:
+def standard(threat: ThreatModel | None = None, *, label_smoothing: float = 0.0) -> Standard:
     """Ordinary training; the threat plays no part."""
-    return Standard(**options)
+    return Standard(label_smoothing=label_smoothing)
 
 
-def pgd_at(threat: ThreatModel, *, num_steps: int = 10, step: float = 0.25, **options: Any) -> Mixed:
+def pgd_at(
+    threat: ThreatModel,
+    *,
+    num_steps: int = 10,
+    step: float = 0.25,
+    label_smoothing: float = 0.0,
+    craft_mode: CraftMode = "eval",
+    train_on: TrainOn = "realized",
+) -> Mixed:
     """Training on PGD examples alone.
 
     Source: Madry 2018; defaults of Rice 2020 (`train_cifar.py`: 10 steps of radius / 4, uniform start), except that
     they craft in train mode, and we follow Pang 2021 with eval mode (better by up to a point there).
     """
-    return Mixed(attack=_last(threat, num_steps, step), **options)
+    attack = _last(threat, num_steps, step)
+    return Mixed(attack=attack, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
 
 
-def mixed(threat: ThreatModel, *, share: float = 0.5, num_steps: int = 10, step: float = 0.25, **options: Any) -> Mixed:
+def mixed(
+    threat: ThreatModel,
+    *,
+    share: float = 0.5,
+    num_steps: int = 10,
+    step: float = 0.25,
+    label_smoothing: float = 0.0,
+    craft_mode: CraftMode = "eval",
+    train_on: TrainOn = "realized",
+) -> Mixed:
     """Half of each batch clean, half attacked. Source: Kurakin 2017 (there one step), Goodfellow 2015 (alpha 0.5)."""
-    return Mixed(attack=_last(threat, num_steps, step), share=share, **options)
+    return replace(
+        pgd_at(
+            threat,
+            num_steps=num_steps,
+            step=step,
+            label_smoothing=label_smoothing,
+            craft_mode=craft_mode,
+            train_on=train_on,
+        ),
+        share=share,
+    )
 
 
 def trades(
@@ -134,15 +194,17 @@ def trades(
     num_steps: int = 10,
     step: float = 0.25,
     start_scale: float = 0.001,
-    **options: Any,
+    label_smoothing: float = 0.0,
+    craft_mode: CraftMode = "eval",
+    train_on: TrainOn = "realized",
 ) -> Trades:
     """Clean loss plus beta times the KL between clean and attacked predictions.
 
     Source: Zhang 2019, eq. 5; `train_trades_cifar10.py`: beta 6, 10 steps of .007 at radius .031 (we: radius / 4),
     start 0.001 * N(0, 1), eval mode while crafting. The code's `batchmean` KL is our mean of per-example sums.
     """
-    attack = _last(threat, num_steps, step)
-    return Trades(attack=replace(attack, objective=kl, start=Gaussian(start_scale)), beta=beta, **options)
+    attack = replace(_last(threat, num_steps, step), objective=kl, start=Gaussian(start_scale))
+    return Trades(attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparring.training.recipes import Standard
+from torch import Tensor
+
+from sparring.attacks.around import part_of
+from sparring.core.types import Inputs, Model
 
 Schedule = Callable[[float], float]
 
@@ -67,14 +70,40 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def at_radius(recipe: Any, factor: float) -> Any:
-    """The recipe with its attack's radius times `factor`, for radius schedules; standard training stays."""
-    if factor == 1.0 or isinstance(recipe, Standard):
-        return recipe
-    if not hasattr(recipe, "attack"):
-        raise ValueError(f"a radius schedule needs a recipe with an `attack`; {type(recipe).__name__} has none")
-    if hasattr(recipe.attack, "threat"):
-        return replace(recipe, attack=replace(recipe.attack, threat=recipe.attack.threat.at(factor)))
-    if hasattr(recipe.attack, "attack"):  # restarts of an attack
-        return replace(recipe, attack=at_radius(recipe.attack, factor))
-    raise ValueError("a radius schedule needs an attack with a `threat`; this recipe's attack is a plain function")
+@dataclass(frozen=True)
+class Ramped:
+    """`recipe` with the radius of its attack, however deep in attacks of attacks, times `radius(progress)`.
+
+    >>> from sparring import Linf, pgd_at
+    >>> Ramped(pgd_at(Linf(0.2)), Ramp(until=0.5)).at(0.25).attack.threat.radius
+    0.1
+    """
+
+    recipe: Any
+    radius: Schedule
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.recipe, "attack"):
+            raise ValueError(f"a ramp of the radius needs a recipe with an `attack`; {_kind(self.recipe)} has none")
+        if part_of(self.recipe.attack, "threat") is None:
+            raise ValueError("a ramp of the radius needs an attack with a `threat`; this recipe's is a plain function")
+
+    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Any = None) -> Any:
+        """At the full radius."""
+        return self.recipe(model, x, y, noise=noise)
+
+    def at(self, progress: float) -> Any:
+        """The recipe at this moment of the run."""
+        recipe = self.recipe.at(progress) if hasattr(self.recipe, "at") else self.recipe
+        factor = self.radius(progress)
+        return recipe if factor == 1.0 else replace(recipe, attack=_scaled(recipe.attack, factor))
+
+
+def _scaled(attack: Any, factor: float) -> Any:
+    if hasattr(attack, "threat"):
+        return replace(attack, threat=attack.threat.at(factor))
+    return replace(attack, attack=_scaled(attack.attack, factor))
+
+
+def _kind(recipe: Any) -> str:
+    return getattr(recipe, "__name__", type(recipe).__name__)
