@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contracts import FLAT, SHAPE, rand, seeded, stream, words_case
 from sparring import pgd
-from sparring.certify import RULES, interval_margin, propagate, supported
+from sparring.certify import RULES, Channelwise, Composed, interval_gaps, interval_margin, propagate, supported
 from sparring.core.layers import Block, GlobalMean, Normalize
 from sparring.core.objectives import margin
 from sparring.core.types import take
@@ -338,6 +338,29 @@ def test_one_function_adds_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool((interval_margin(model, x, LABELS, L2(0.1)) <= lowest_margin(model, x, LABELS, L2(0.1))).all())
 
 
+class Shifted(nn.Module):
+    """A layer of one's own that acts on each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.part = torch.tensor([0.1, -0.2], dtype=torch.float64), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.shift.view(-1, 1, 1)) * -2 + 0.3
+
+
+@pytest.mark.parametrize("kind", [L2, L1])
+def test_a_layer_that_acts_on_channels_keeps_the_ball(kind: type[Ball], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered by its three constants, it is as exact as `Normalize`."""
+    model = seeded(lambda: nn.Sequential(Shifted(), nn.Flatten(), nn.Linear(70, 4))).double()
+    monkeypatch.setitem(RULES, Shifted, Channelwise(lambda layer: (layer.shift, -2, 0.3)))
+    threat = kind(0.3, low=None, high=None)
+    exact = linear_closed_form(model, rand(*SHAPE), LABELS, threat, DUAL["l2" if kind is L2 else "l1"])
+    torch.testing.assert_close(interval_margin(model, rand(*SHAPE), LABELS, threat), exact, rtol=1e-10, atol=1e-10)
+    monkeypatch.setitem(RULES, Shifted, Composed(lambda layer, low, high: (low, high)))
+    assert supported(model) == "0.part (GELU)", "of a composed layer every part needs a rule"
+
+
 class Doubled(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -524,6 +547,58 @@ def test_errors_say_what_is_wrong(change: dict[str, Any], message: str) -> None:
         interval_margin(**(given | change))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NETS)
+def test_the_gaps_are_the_margin_by_classes_and_have_gradients(name: str, norm: str) -> None:
+    model, x = net(name).train(), rand(*SHAPE)
+    threat = NORMS[norm][0](NORMS[norm][1])
+    gaps = interval_gaps(model, x, LABELS, threat)
+    own = F.one_hot(LABELS, 4).bool()
+    assert gaps.shape == (3, 4) and bool((gaps[own] == 0).all())
+    judged = interval_margin(model, x, LABELS, threat)
+    assert torch.equal(gaps.masked_fill(own, math.inf).amin(1).detach(), judged), "whatever the mode of the model"
+    parameters = dict(model.named_parameters())
+    grads = torch.autograd.grad(F.cross_entropy(-gaps, LABELS), list(parameters.values()), allow_unused=True)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        assert grad is not None and bool(grad.isfinite().all()), parameter
+    assert any(bool(grad.any()) for grad in grads if grad is not None)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_gradient_of_the_gaps_is_their_slope(norm: str) -> None:
+    """Against differences, on a linear layer (where the ball meets the folded weights) and on a deep one."""
+    for make in (lambda: nn.Sequential(nn.Flatten(), nn.Linear(70, 4)), _conv):
+        model, x = seeded(make, seed=2).double(), rand(*SHAPE)
+        threat, weight = NORMS[norm][0](NORMS[norm][1]), next(p for p in model.parameters() if p.ndim > 1)
+        (grad,) = torch.autograd.grad(interval_gaps(model, x, LABELS, threat).sum(), weight)
+        way, h = rand(*weight.shape, seed=3) - 0.5, 1e-6
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight += sign * h * way
+                ends.append(float(interval_gaps(model, x, LABELS, threat).sum()))
+                weight -= sign * h * way
+        assert float((grad * way).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NETS)
+def test_one_step_on_the_gaps_raises_the_margin(name: str, norm: str) -> None:
+    model, x, threat = net(name), rand(*SHAPE), NORMS[norm][0](NORMS[norm][1])
+    before = F.cross_entropy(-interval_gaps(model, x, LABELS, threat), LABELS)
+    before.backward()
+    torch.optim.SGD(model.parameters(), 1e-4).step()
+    after = F.cross_entropy(-interval_gaps(model, x, LABELS, threat), LABELS)
+    assert after.item() < before.item()
+    for parameter in model.parameters():
+        parameter.grad = None
+    low = interval_margin(model, x, LABELS, threat)
+    own = F.one_hot(LABELS, 4).bool()
+    interval_gaps(model, x, LABELS, threat).masked_fill(own, math.inf).amin(1).sum().neg().backward()
+    torch.optim.SGD(model.parameters(), 1e-5).step()
+    assert interval_margin(model, x, LABELS, threat).sum().item() > low.sum().item()
+
+
 def test_a_network_trained_for_it_is_certified_and_attacked_on_both_sides() -> None:
     """Interval training (the bounds are differentiable), then the bracket: certified <= attacked <= clean."""
     data, labels = load_digits(return_X_y=True)
@@ -532,10 +607,8 @@ def test_a_network_trained_for_it_is_certified_and_attacked_on_both_sides() -> N
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(60):
         radius = 0.08 * min(1, step / 30)
-        low, high = propagate(model, (x - radius).clamp(0, 1), (x + radius).clamp(0, 1))
-        own = F.one_hot(y, 10).bool()
         optimizer.zero_grad()
-        F.cross_entropy(torch.where(own, low, high), y).backward()
+        F.cross_entropy(-interval_gaps(model, x, y, Linf(radius)), y).backward()
         optimizer.step()
     bound = interval_margin(model, x, y, Linf(0.06))
     fallen = pgd(Linf(0.06), num_steps=20, objective=margin)(model, x, y)

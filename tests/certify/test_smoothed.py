@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
 from sparring.certify import SmoothedNet, SmoothingBound
+from sparring.core.noise import Noise
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.threats import L2, Linf
 
@@ -53,10 +54,13 @@ def test_an_example_alone_gives_what_it_gave_in_the_batch() -> None:
 def test_certificates_do_not_depend_on_the_batch() -> None:
     model, bound = linear(), SmoothingBound(linear(), 0.5, num_estimate=500)
     y, threat = model(X).argmax(1), L2(0.2)
-    whole = bound(model, X, y, threat)
-    parts = torch.cat([bound(model, X[i : i + 7], y[i : i + 7], threat) for i in range(0, 40, 7)])
+    noise = Noise.make(7, "test", torch.arange(40))
+    whole = bound(model, X, y, threat, noise=noise)
+    rows = [torch.arange(i, min(i + 7, 40)) for i in range(0, 40, 7)]
+    parts = torch.cat([bound(model, X[i], y[i], threat, noise=noise.take(i)) for i in rows])
     assert torch.equal(whole, parts)
     assert {-1.0, 1.0} == set(whole.tolist())
+    assert torch.equal(bound(model, X, y, threat), bound(model, X, y, threat))
 
 
 @pytest.mark.parametrize("radius", [0.05, 0.2, 0.5])

@@ -57,15 +57,15 @@ def find_interval_bound(model: nn.Module, threat: Any) -> tuple[Callable[..., Te
     return (None, f"interval bounds have no rule for {unknown}") if unknown else (interval_margin, "")
 
 
-def interval_margin(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tensor:
+def interval_margin(model: nn.Module, x: Tensor, y: Tensor, threat: Any, *, noise: Any = None) -> Tensor:
     """(B,) a lower bound of min (logit_y - max_{k != y} logit_k) over the threat set of each example; > 0 is certified.
 
     x (B, *X) float32 or float64 inside the threat's box, y (B,) int64; threat: Linf, L2 or L1, with or without a box,
     mask and radius per example. The model is judged in eval mode, and stays as it was. The bound covers a radius larger
     by 2e-5 of itself plus 2e-6, twice what `threats.inside` forgives an attack, and the rounding of a model that
     computes in x's dtype (with TensorFloat-32 where torch's settings allow it; no autocast). Loose for networks that
-    were not trained for it; -inf where nothing can be said. Raises ValueError for a module without a rule, another
-    threat, inputs outside the box.
+    were not trained for it; -inf where nothing can be said. `noise` is left aside. Raises ValueError for a module
+    without a rule, another threat, inputs outside the box.
 
     Source: Gowal 2018, interval bounds with the last layer elided; the dual norm at the first layer as in Xu 2020
     (auto_LiRPA); both intersected with the box, and rounded outward against Jia and Rinard 2021, by ourselves.
@@ -76,21 +76,41 @@ def interval_margin(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tens
     >>> interval_margin(model, torch.tensor([[0.9, 0.1]]), torch.tensor([0]), Linf(0.1))
     tensor([0.6000])
     """
+    with attack_mode(model), torch.no_grad():
+        gaps = interval_gaps(model, x, y, threat)
+        return gaps.scatter(1, y[:, None], math.inf).amin(1)
+
+
+def interval_gaps(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tensor:
+    """(B, K) a lower bound of logit_y - logit_k for each class k over the threat set; 0 at k = y. For training.
+
+    Differentiable in the weights (and x), unlike `interval_margin`, whose value is the smallest of the other classes.
+    Every layer counts as in eval mode (running statistics, no dropout), whatever mode the model is in. The
+    cross-entropy of the negated gaps is the loss of the worst logits that the bounds allow. Arguments and errors are
+    those of `interval_margin`.
+
+    Source: Gowal 2018, eq. 11 and 12 with the last layer elided; the bound itself is that of `interval_margin`.
+
+    >>> from sparring import Linf
+    >>> model, x, y = nn.Linear(4, 3), torch.full((2, 4), 0.5), torch.tensor([0, 2])
+    >>> torch.nn.functional.cross_entropy(-interval_gaps(model, x, y, Linf(0.1)), y).backward()
+    >>> model.weight.grad.shape
+    torch.Size([3, 4])
+    """
     unknown = rules.supported(model)
     if unknown is not None:
         raise ValueError(rules.explain(unknown))
     _check(x, y, threat)
-    with attack_mode(model), torch.no_grad():
-        layers = list(_layers(model))
-        while layers and rules.rule_of(layers[-1]) is rules.unchanged:
-            layers.pop()
-        region = _start(x, threat)
-        for layer in layers[:-1]:
-            region = _through(layer, region)
-        last: Any = layers[-1] if layers else nn.Identity()
-        foldable = rules.rule_of(last) is rules.linear and last.weight.ndim == region.low.ndim == 2
-        bound = _folded(last, region, y) if foldable else _plain(_through(last, region), y)
-    return torch.where(bound.isnan(), -math.inf, bound)
+    layers = list(_layers(model))
+    while layers and rules.rule_of(layers[-1]) is rules.unchanged:
+        layers.pop()
+    region = _start(x, threat)
+    for layer in layers[:-1]:
+        region = _through(layer, region)
+    last: Any = layers[-1] if layers else nn.Identity()
+    foldable = rules.rule_of(last) is rules.linear and last.weight.ndim == region.low.ndim == 2
+    gaps = _folded(last, region, y) if foldable else _plain(_through(last, region), y)
+    return torch.where(gaps.isnan(), -math.inf, gaps).scatter(1, y[:, None], 0)
 
 
 def _check(x: Any, y: Tensor, threat: Any) -> None:
@@ -140,16 +160,16 @@ def _through(layer: Any, region: _Region) -> _Region:
         weight, bias = rules.absolute(layer)
         return _Region(*_sums(layer, layer.weight, layer.bias, region, weight, bias), None)
     low, high = rules.propagate(layer, region.low, region.high)
-    if ball is None or rule not in (rules.channelwise, rules.unchanged, rules.reshaped):
-        return _Region(low, high, None)
-    if rule is rules.channelwise:
-        mean, factor, shift = rules.constants(layer, region.low)
+    if ball is not None and isinstance(rule, rules.Channelwise):
+        mean, factor, shift = rule.of(layer, region.low)
         size = (rules.largest(region.low, region.high) + mean.abs()) * factor.abs() + shift.abs()
         blur = ball.blur * factor.abs() + rules.rounding(8, size.dtype) * size
         centre, scale = (ball.centre - mean) * factor + shift, ball.scale * factor.abs()
-    else:
+    elif ball is not None and rule in (rules.unchanged, rules.reshaped):
         (centre, blur), (scale, _) = rule(layer, ball.centre, ball.blur), rule(layer, ball.scale, ball.scale)
-    return _Region(low, high, _Round(centre, scale, blur, ball.radius, ball.order))
+    else:
+        return _Region(low, high, None)
+    return _Region(low, high, ball._replace(centre=centre, scale=scale, blur=blur))
 
 
 def _sums(
@@ -170,7 +190,8 @@ def _sums(
 def _dual(op: Callable[..., Tensor], weight: Tensor, scale: Tensor, order: float) -> Tensor:
     """max <row, scale * z> over ||z||_order <= 1, for each output: the dual norm of the rows of the scaled map."""
     if order == 2:
-        return op(scale**2, weight**2, None).sqrt()
+        square = op(scale**2, weight**2, None)
+        return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()  # a root of 0 has no gradient
     if weight.ndim == 2:
         return torch.stack([(weight.abs() * row.unsqueeze(-2)).amax(-1) for row in scale])
     dual = torch.zeros_like(op(scale, weight, None))
@@ -181,28 +202,25 @@ def _dual(op: Callable[..., Tensor], weight: Tensor, scale: Tensor, order: float
 
 
 def _folded(last: nn.Linear, region: _Region, y: Tensor) -> Tensor:
-    """(B,) the last layer bounded on logit_y - logit_k itself, so that what both share cancels."""
+    """(B, K) the last layer bounded on logit_y - logit_k itself, so that what both share cancels."""
+    weight, bias = last.weight, last.bias
     size, offset = rules.absolute(last)
-    bound = torch.empty_like(y, dtype=region.low.dtype)
-    for label in _labels(y, len(last.weight)):
+    gaps = region.low.new_empty(len(y), len(weight))
+    for label in _labels(y, len(weight)):
         rows = (y == label).nonzero()[:, 0]
-        bias = None if last.bias is None else last.bias[label] - last.bias
-        low, _ = _sums(
-            last, last.weight[label] - last.weight, bias, region.take(rows), size + size[label],
-            None if offset is None else offset + offset[label],
+        gaps[rows], _ = _sums(
+            last, weight[label] - weight, None if bias is None else bias[label] - bias, region.take(rows),
+            size + size[label], None if offset is None else offset + offset[label],
         )  # fmt: skip
-        low[:, label] = math.inf
-        bound[rows] = low.amin(1)
-    return bound
+    return gaps
 
 
 def _plain(region: _Region, y: Tensor) -> Tensor:
-    """(B,) the lowest own logit minus the highest other."""
+    """(B, K) the lowest own logit minus the highest of each class."""
     if region.low.ndim != 2:
         raise ValueError(f"the model returns shape {tuple(region.low.shape)}; a margin needs logits (B, K)")
     _labels(y, region.low.shape[1])
-    others = region.high.scatter(1, y[:, None], -math.inf)
-    return region.low.gather(1, y[:, None])[:, 0] - others.amax(1)
+    return region.low.gather(1, y[:, None]) - region.high
 
 
 def _labels(y: Tensor, num_classes: int) -> list[int]:

@@ -8,6 +8,7 @@ and the rule itself can lose in the dtype of `low`, so a bound holds for the flo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,26 +81,37 @@ def sums(
     return middle - spread, middle + spread
 
 
-def constants(module: Any, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, factor, shift) of a layer (x - mean) * factor + shift that acts on each channel by itself."""
-    normalizes, shape = isinstance(module, Normalize), (-1, *[1] * (like.ndim - 2))
+@dataclass(frozen=True)
+class Channelwise:
+    """The rule of a layer (x - mean) * factor + shift that acts on each channel (axis 1) by itself.
 
-    def stored(value: Tensor | None, default: float) -> Tensor:
-        return like.new_tensor([default]) if value is None else value.to(like)
+    `constants(module)` gives mean, factor and shift: numbers, or tensors of one entry or one for each channel.
+    """
 
-    if normalizes:
-        mean, factor, shift = stored(module.mean, 0), 1 / stored(module.std, 1), stored(None, 0)
-    else:
-        mean, deviation = stored(module.running_mean, 0), (stored(module.running_var, 1) + module.eps).sqrt()
-        factor, shift = stored(module.weight, 1) / deviation, stored(module.bias, 0)
-    return mean.view(shape), factor.view(shape), shift.view(shape)
+    constants: Callable[[Any], tuple[Any, Any, Any]]
+
+    def of(self, module: Any, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean, factor, shift) in the dtype of `like` (B, *X), to broadcast against it."""
+        shape = (-1, *[1] * (like.ndim - 2))
+        numbers = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in self.constants(module))
+        mean, factor, shift = (v.view(shape) for v in numbers)
+        return mean, factor, shift
+
+    def __call__(self, module: Any, low: Tensor, high: Tensor) -> Corners:
+        mean, factor, shift = self.of(module, low)
+        ends = [(end - mean) * factor + shift for end in (low, high)]
+        size = (largest(low, high) + mean.abs()) * factor.abs() + shift.abs()
+        return outward(torch.minimum(*ends), torch.maximum(*ends), size, terms=8)
 
 
-def channelwise(module: Any, low: Tensor, high: Tensor) -> Corners:
-    mean, factor, shift = constants(module, low)
-    ends = [(end - mean) * factor + shift for end in (low, high)]
-    size = (largest(low, high) + mean.abs()) * factor.abs() + shift.abs()
-    return outward(torch.minimum(*ends), torch.maximum(*ends), size, terms=8)
+@dataclass(frozen=True)
+class Composed:
+    """The rule of a module that is made of others, all of which must have rules of their own."""
+
+    rule: Rule
+
+    def __call__(self, module: Any, low: Tensor, high: Tensor) -> Corners:
+        return self.rule(module, low, high)
 
 
 def unchanged(module: Any, low: Tensor, high: Tensor) -> Corners:
@@ -136,28 +148,35 @@ def average(module: Any, low: Tensor, high: Tensor) -> Corners:
     return outward(module(low), module(high), module(largest(low, high)), terms=low.shape[2:].numel())
 
 
-def sequence(module: Any, low: Tensor, high: Tensor) -> Corners:
+def _in_turn(module: Any, low: Tensor, high: Tensor) -> Corners:
     for part in module:
         low, high = propagate(part, low, high)
     return low, high
 
 
-def residual(module: Any, low: Tensor, high: Tensor) -> Corners:
+def _residual(module: Any, low: Tensor, high: Tensor) -> Corners:
     main, side = propagate(module.main, low, high), propagate(module.shortcut, low, high)
     low, high = outward(main[0] + side[0], main[1] + side[1], largest(*main) + largest(*side))
     return torch.relu(low), torch.relu(high)
 
 
+def _batch_norm(module: Any) -> tuple[Any, Any, Any]:
+    factor = 1 if module.weight is None else module.weight
+    deviation = (module.running_var + module.eps).sqrt()
+    return module.running_mean, factor / deviation, 0.0 if module.bias is None else module.bias
+
+
+sequence, batch_norm = Composed(_in_turn), Channelwise(_batch_norm)
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear, nn.Conv1d: linear, nn.Conv2d: linear,
-    Normalize: channelwise, nn.BatchNorm1d: channelwise, nn.BatchNorm2d: channelwise,
+    nn.BatchNorm1d: batch_norm, nn.BatchNorm2d: batch_norm, Normalize: Channelwise(lambda m: (m.mean, 1 / m.std, 0.0)),
     nn.Identity: unchanged, nn.Dropout: unchanged, nn.Dropout2d: unchanged,
     nn.Flatten: reshaped, nn.Unflatten: reshaped,
     nn.ReLU: relu, nn.LeakyReLU: leaky_relu, nn.Sigmoid: rising, nn.Tanh: rising,
     nn.MaxPool2d: maximum, nn.AvgPool2d: average, nn.AdaptiveAvgPool2d: average, GlobalMean: average,
-    nn.Sequential: sequence, Block: residual,
+    nn.Sequential: sequence, Block: Composed(_residual),
 }  # fmt: skip
-"""One rule for each type of module; add your own layer's here."""
+"""One rule for each type of module; add your own layer's here: a function, `Channelwise` or `Composed`."""
 
 
 def rule_of(module: nn.Module) -> Rule | None:
@@ -207,7 +226,7 @@ def _unknown(name: str, module: nn.Module) -> Iterator[str]:
     rule = rule_of(module)
     if rule is None:
         yield f"{name or 'the model'} ({type(module).__name__})"
-    elif rule in (sequence, residual):
+    elif isinstance(rule, Composed):
         for child, part in module.named_children():
             yield from _unknown(f"{name}.{child}" if name else child, part)
 
