@@ -98,9 +98,9 @@ def process(out: Path, arguments: Sequence[str], kill: Kill, limit: float = 600.
 def _stamp(out: Path) -> tuple[Any, ...]:
     """Changes as soon as a process writes into the folder."""
     found = []
-    for name in ("config.json", "checkpoint.pt", ".checkpoint.pt.part"):
+    for path in (out / "config.json", out / "checkpoint.pt", *out.glob(".checkpoint.pt.*part")):
         try:
-            found.append((out / name).stat().st_mtime_ns)
+            found.append(path.stat().st_mtime_ns)
         except OSError:
             found.append(0)
     return tuple(found)

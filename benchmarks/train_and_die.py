@@ -33,7 +33,7 @@ def arm(file: str, number: int, place: str) -> None:
     real_open, real_fsync, real_replace = Path.open, os.fsync, Path.replace
 
     def due(where: str) -> bool:
-        mine = bool(opened) and opened[-1] == f".{file}.part"
+        mine = bool(opened) and opened[-1].startswith(f".{file}.") and opened[-1].endswith(".part")
         return mine and where == place and opened.count(opened[-1]) == number
 
     def open_(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:

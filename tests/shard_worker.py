@@ -87,8 +87,24 @@ def stream_as_alone(folder: Path, rank: int) -> str:
     return "same"
 
 
-def without_parts(folder: Path, rank: int) -> str:
-    """No folder: every process evaluates what it is given, and waits for nobody."""
+def without_a_folder(folder: Path, rank: int) -> str:
+    calls: list[int] = []
+    shared = judged(attacks=[counting(calls)], curve=(), machine=find_machine("cpu"))
+    assert len(calls) == (3 if rank == 0 else 2), f"process {rank} computed {len(calls)} of 5 batches"
+    check_same(shared, judged(attacks=[counting([])], curve=()))
+    return "same"
+
+
+def folders_of_their_own(folder: Path, rank: int) -> str:
+    """As on two machines that share no file system; each goes on with what it had."""
+    judged(folder / str(rank), batches=batches()[:3])
+    check_same(judged(folder / str(rank)), judged(machine=ALONE))
+    assert sorted(int(p.stem) % 2 for p in (folder / str(rank)).glob("*.npz")) == [rank] * (3 - rank)
+    return "same"
+
+
+def alone_in_a_group(folder: Path, rank: int) -> str:
+    """No machine was named: every process evaluates what it is given, and waits for nobody."""
     if rank == 0:
         check_same(judged(), judged(machine=ALONE))
     return "same"
@@ -117,7 +133,10 @@ def one_dies(folder: Path, rank: int) -> str:
     return "no error"
 
 
-CASES = (same_as_alone, stream_as_alone, without_parts, other_seed, old_parts, other_order, one_dies)
+CASES = (
+    same_as_alone, stream_as_alone, without_a_folder, folders_of_their_own, alone_in_a_group, other_seed, old_parts,
+    other_order, one_dies,
+)  # fmt: skip
 
 
 def main() -> None:

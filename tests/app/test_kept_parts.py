@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import train_and_die
 from command import call
-from sparring.evaluation import all_batches as walk
+from sparring.evaluation.all_batches import AllBatches
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
@@ -108,7 +108,7 @@ def undisturbed(shop: Path) -> dict[str, Any]:
 def test_killed_three_times_and_still_the_same(shop: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     arguments, parts = evaluation(shop, tmp_path), tmp_path / "parts"
     killed(arguments, "000001.npz", "middle")
-    assert sorted(p.name for p in parts.iterdir()) == [".000001.npz.part", "000000.npz"]
+    assert sorted(p.name[:11] for p in parts.iterdir()) == [".000001.npz", "000000.npz", "settings.js"]
     said = killed(arguments, "000002.npz", "renamed")
     assert "going on with 1 of 4 batches done\n" in said
     said = killed(arguments, "results.json", "written")
@@ -125,12 +125,12 @@ def test_other_settings_start_anew(shop: Path, undisturbed: dict[str, Any], tmp_
             raise KeyboardInterrupt
         return real(self, key, *rest)
 
-    real = walk.Walk._compute
+    real = AllBatches._compute
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk.Walk, "_compute", stops)
+        patch.setattr(AllBatches, "_compute", stops)
         code, _, err = call(*evaluation(shop, tmp_path, "--seed", "1"))
     assert code == 130 and "the finished batches are kept; the same command goes on with them" in err
-    assert len(list((tmp_path / "parts").iterdir())) == 2
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == 2
     code, _, err = call(*evaluation(shop, tmp_path))
     assert code == 0 and "going on" not in err
     assert content(tmp_path) == undisturbed

@@ -1,15 +1,16 @@
-"""The smoothed classifier as a network, and its certificate for `evaluate`."""
+"""The smoothed classifier as a network, and its certificate for `measure`."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from contracts import rand, seeded
-from sparring.attacks.catalogue import pgd
+from sparring.attacks.catalogue import fgsm, pgd
 from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.core.noise import Noise
 from sparring.evaluation.measure import Evaluation, measure
@@ -61,6 +62,23 @@ def test_certificates_do_not_depend_on_the_batch() -> None:
     assert torch.equal(whole, parts)
     assert {-1.0, 1.0} == set(whole.tolist())
     assert torch.equal(bound(model, X, y, threat), bound(model, X, y, threat))
+
+
+def test_the_seed_of_an_evaluation_reaches_the_certificate() -> None:
+    model, seen = linear(), []
+    bound, y = SmoothingBound(model, 0.5, num_select=8, num_estimate=60), model(X).argmax(1)
+
+    def noting(*arguments: Any, noise: Noise) -> torch.Tensor:
+        seen.append(noise.keys)
+        return bound(*arguments, noise=noise)
+
+    def judged_by(seed: int, size: int) -> list[bool]:
+        cut = list(zip(X.split(size), y.split(size), strict=True))
+        found = measure(model, cut, L2(0.2, low=None, high=None), [fgsm], curve=(), certify=noting, seed=seed)
+        return found.table["certified"].tolist()
+
+    assert judged_by(0, 40) == judged_by(0, 7) and torch.equal(seen[0], torch.cat(seen[1:]))
+    assert judged_by(1, 40) != judged_by(0, 40), "another seed, other noise, and some near examples another verdict"
 
 
 @pytest.mark.parametrize("radius", [0.05, 0.2, 0.5])

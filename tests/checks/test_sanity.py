@@ -462,10 +462,10 @@ def test_a_probe_that_cannot_soften_a_model_stays_silent() -> None:
 
 def test_the_record_of_an_attack_is_enough_to_know_what_it_climbed() -> None:
     from sparring.checks.by_gradient import _climbs_only_loss
-    from sparring.evaluation.verify import new_record
+    from sparring.evaluation.one_batch import Step
 
     def settings(make: Any) -> Any:
-        return new_record(0, make, Linf(0.1)).settings
+        return Step.of(0, make, Linf(0.1)).record.settings
 
     assert _climbs_only_loss(settings(partial(pgd, restarts=3))) and _climbs_only_loss(settings(pgd))
     assert not _climbs_only_loss(settings(BY_MARGIN))

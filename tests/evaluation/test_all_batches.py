@@ -16,9 +16,9 @@ from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.kept import OtherSettings
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import PreflightError
-from sparring.evaluation.shelf import OtherSettings
 from sparring.threats import Linf
 
 NUM, DIM = 33, 5
@@ -97,14 +97,14 @@ def test_an_evaluation_that_dies_goes_on(tmp_path: Path, scale: float, last: int
     whole = run(model=model)
     with pytest.raises(RuntimeError, match="the power is out"):
         run(tmp_path / "parts", Dying(last), model)
-    kept = sorted(p.name for p in (tmp_path / "parts").iterdir()) if last else []
+    kept = sorted(p.name for p in (tmp_path / "parts").glob("*.npz")) if last else []
     assert kept == NAMES[:last] and (tmp_path / "parts").exists() == bool(last)
     again = Dying()
     check_same(run(tmp_path / "parts", again, model), whole)
     assert again.calls == 5 - last, "what was done was done again"
     idle = Dying()
     check_same(run(tmp_path / "parts", idle, model), whole)
-    assert idle.calls == 0 and sorted(p.name for p in (tmp_path / "parts").iterdir()) == NAMES
+    assert idle.calls == 0 and sorted(p.name for p in (tmp_path / "parts").iterdir()) == [*NAMES, "settings.json"]
 
 
 def damage(how: str, folder: Path) -> None:
@@ -113,9 +113,9 @@ def damage(how: str, folder: Path) -> None:
     if how == "half a file":
         path.write_bytes(data[: len(data) // 2])
     elif how == "not in place yet":
-        path.rename(folder / f".{NAMES[1]}.part")
+        path.rename(folder / f".{NAMES[1]}.other-1.part")
     elif how == "a changed bit":
-        middle = data.index(b"column/size")  # inside the numbers of a column
+        middle = data.index(b"table/size")  # inside the numbers of a column
         path.write_bytes(data[: middle + 300] + bytes([data[middle + 300] ^ 1]) + data[middle + 301 :])
     elif how == "of another batch":
         path.write_bytes((folder / NAMES[2]).read_bytes())
@@ -164,7 +164,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "curve": ({"curve": (0.5,)}, "curve"),
     "attacks of the curve": ({"curve_stages": [pgd]}, "curve_attacks"),
     "weights": ({"model": other}, "model"),
-    "certificate": ({"certify": lambda m, x, y, t: -torch.ones(len(y))}, "certify"),
+    "certificate": ({"certify": lambda m, x, y, t, noise: -torch.ones(len(y))}, "certify"),
     "about": ({"about": "other data"}, r"about \('' there, 'other data' here\)"),
     "gallery": ({"gallery_size": 3}, r"gallery_size \(12 there, 3 here\)"),
 }
@@ -175,9 +175,9 @@ def test_other_settings_are_refused(tmp_path: Path, name: str) -> None:
     options, sentence = SETTINGS[name]
     run(tmp_path, batches=cut()[:1])
     before = (tmp_path / NAMES[0]).read_bytes()
-    with pytest.raises(OtherSettings, match=rf"parts of an evaluation with other settings: {sentence}\."):
+    with pytest.raises(OtherSettings, match=rf"batches of an evaluation with other settings: {sentence}\."):
         run(tmp_path, batches=cut()[:1], **options)
-    assert (tmp_path / NAMES[0]).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / NAMES[0]).read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
 def test_attacks_that_differ_in_an_option_differ(tmp_path: Path) -> None:

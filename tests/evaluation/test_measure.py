@@ -31,8 +31,8 @@ from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import CURVE, Evaluation, measure
+from sparring.evaluation.one_batch import REJECTIONS
 from sparring.evaluation.preflight import PreflightError, preflight
-from sparring.evaluation.verify import REJECTIONS
 from sparring.results.statistics import wilson
 from sparring.results.write import COLUMNS, SCHEMA, write_results
 from sparring.threats import L2, Linf
@@ -451,10 +451,16 @@ def test_named_inputs_with_a_threat_of_their_own(tmp_path: Path) -> None:
     found = runs[1]
     fell = found.table["correct"] & ~found.table["robust"]
     assert found.clean.count == 13 and int(fell.sum()) > 0 and not bool((fell & ~breakable).any())
-    assert found.findings == [] and found.gallery == {}
+    assert found.findings == []
+    pictures, index = found.gallery, found.gallery["index"]
+    assert set(pictures) >= {"x/ids", "x/mask", "x_adv/ids", "x_adv/mask"} and len(index) == min(12, int(fell.sum()))
+    assert torch.equal(pictures["x/ids"], ids[index]) and torch.equal(pictures["x_adv/mask"], x["mask"][index])
+    changed = (pictures["x_adv/ids"] != pictures["x/ids"]).sum(1)
+    assert torch.equal(changed.to(found.table["size"]), found.table["size"][index])
     assert found.curve[2][1].count <= found.curve[1][1].count
     assert write_results(tmp_path, found)["robust_accuracy"]["count"] == found.robust.count
-    assert not (tmp_path / "gallery.npz").exists()
+    with np.load(tmp_path / "gallery.npz", allow_pickle=False) as stored:
+        assert set(stored.files) == set(pictures)
 
 
 # The model, and what it cost -------------------------------------------------------------------------------------
@@ -654,7 +660,7 @@ def test_a_preflight_in_place_of_the_model_is_taken_at_its_word(monkeypatch: pyt
     threat = free("Linf", between("Linf", 18))
     whole = measure(probabilities, cut(X, Y, 7), threat, [fgsm])
     checked = preflight(probabilities, X[:7], Y[:7], threat)
-    monkeypatch.setattr(sys.modules["sparring.evaluation.all_batches"], "preflight", None)
+    monkeypatch.setattr(sys.modules["sparring.evaluation.measure"], "preflight", None)
     found = measure(checked, cut(X, Y, 7), threat, [fgsm])
     check_same(found, whole)
     assert found.model is checked.model and [f.name for f in found.findings] == ["probabilities"]

@@ -145,7 +145,7 @@ class Bound:
     kind: str
     slack: float = 0.0
 
-    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Any, *, noise: Any) -> Tensor:
         margin = model(x)[:, 1] * (2 * y - 1)
         return margin - torch.as_tensor(threat.radius).double() * W.norm(p=DUAL[self.kind]) - self.slack
 
@@ -181,14 +181,14 @@ def test_certified_with_radii_of_their_own() -> None:
 
 
 def test_what_is_wrong_or_no_number_is_not_certified() -> None:
-    found = measure(line, cut(7), free("Linf", 0.1), [fgsm], curve=(), certify=lambda m, x, y, t: y / 0.0 * 0)
+    found = measure(line, cut(7), free("Linf", 0.1), [fgsm], curve=(), certify=lambda m, x, y, t, noise: y / 0.0 * 0)
     assert not found.table["certified"].any()
-    everything = measure(line, cut(7), free("Linf", 9.0), [fgsm], curve=(), certify=lambda m, x, y, t: 1.0 + y)
+    everything = measure(line, cut(7), free("Linf", 9.0), [fgsm], curve=(), certify=lambda m, x, y, t, noise: 1.0 + y)
     assert torch.equal(everything.table["certified"], CORRECT) and everything.attacks[0].ran_on == 0
     assert everything.robust.count == everything.clean.count
 
 
-@pytest.mark.parametrize("bound", [lambda m, x, y, t: torch.ones(1), lambda m, x, y, t: [1.0] * len(y)])
+@pytest.mark.parametrize("bound", [lambda m, x, y, t, noise: torch.ones(1), lambda m, x, y, t, noise: [1.0] * len(y)])
 def test_a_bound_of_another_shape_is_refused(bound: Any) -> None:
     with pytest.raises(ValueError, match=r"certify returned .*expected a lower bound of the margin for each example"):
         measure(line, cut(NUM), free("Linf", 0.1), [fgsm], certify=bound)
@@ -199,7 +199,7 @@ def test_a_certificate_may_not_harm_model_or_inputs() -> None:
     state = torch.get_rng_state()
     seen = []
 
-    def harmful(m: Any, x: Tensor, y: Tensor, threat: Any) -> Tensor:
+    def harmful(m: Any, x: Tensor, y: Tensor, threat: Any, noise: Any) -> Tensor:
         seen.append((m.training, [p.requires_grad for p in m.parameters()]))
         x.zero_()
         y.zero_()

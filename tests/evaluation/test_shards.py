@@ -17,7 +17,6 @@ import shard_worker
 from alike import check_same
 from shard_worker import counting, judged
 from sparring.core.machine import Machine
-from sparring.evaluation import shards
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="no gloo, no SIGKILL")
 
@@ -45,7 +44,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return folder, [{name: (text, seconds) for name, text, seconds in map(json.loads, own)} for own in lines]
 
 
-@pytest.mark.parametrize("case", ["same_as_alone", "stream_as_alone", "without_parts"])
+ALIKE = ("same_as_alone", "stream_as_alone", "without_a_folder", "folders_of_their_own", "alone_in_a_group")
+
+
+@pytest.mark.parametrize("case", ALIKE)
 def test_two_processes_give_what_one_gives(outcomes: tuple[Path, list], case: str) -> None:
     assert [told[case][0] for told in outcomes[1]] == ["same", "same"]
 
@@ -56,9 +58,11 @@ def test_processes_with_other_settings_do_not_mix(outcomes: tuple[Path, list]) -
         text = told[rank]["other_seed"][0]
         assert text.startswith(f"ValueError: process {1 - rank} evaluates something else than process {rank}"), text
         assert told[rank]["old_parts"][0].startswith("OtherSettings: "), told[rank]["old_parts"]
-        assert told[rank]["other_order"][0].startswith("RuntimeError: the part of batch"), told[rank]["other_order"]
+        assert "seed (9 there, 3 here)" in told[rank]["old_parts"][0]
+        assert told[rank]["other_order"][0].startswith(f"RuntimeError: process {1 - rank} saw other batches"), told[
+            rank
+        ]["other_order"]
         assert "unshuffled" in told[rank]["other_order"][0]
-    assert "seed (9 there, 3 here)" in told[0]["old_parts"][0]
     assert not (folder / "other_seed").exists()
 
 
@@ -68,30 +72,17 @@ def test_a_process_that_dies_is_noticed(outcomes: tuple[Path, list]) -> None:
     assert "one_dies" not in of_the_dead
     assert text.startswith("RuntimeError: process 0 of 2 waited for the others, but one of them ended") and seconds < 30
     assert "start all processes again and they go on" in text
-    assert sorted(p.name for p in (folder / "one_dies").iterdir()) == [f"{n:06d}.npz" for n in (0, 1, 2, 4)]
+    assert sorted(p.name for p in (folder / "one_dies").iterdir()) == [
+        *(f"{n:06d}.npz" for n in (0, 1, 2, 4)),
+        "settings.json",
+    ]
     calls: list[int] = []
     resumed = judged(folder / "one_dies", attacks=[counting(calls)], curve=())
     check_same(resumed, judged(attacks=[counting([])], curve=()))
     assert len(calls) == 1, "one process goes on where two were, with the one batch that is missing"
 
 
-@pytest.mark.parametrize(
-    ("parts", "sentence"),
-    [
-        (False, "needs `keep`, a folder that all processes see"),
-        (True, "process 0 of 2 with no process group: .*torchrun --nproc-per-node 2"),
-    ],
-)
-def test_shards_that_cannot_be(tmp_path: Path, parts: bool, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        judged(tmp_path / "parts" if parts else None, machine=Machine(torch.device("cpu"), 0, 2))
+def test_a_process_of_several_needs_the_others(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"process 0 of 2 with torch\.distributed joining 1: .*--nproc-per-node 2"):
+        judged(tmp_path / "parts", machine=Machine(torch.device("cpu"), 0, 2))
     assert not (tmp_path / "parts").exists()
-
-
-def test_patience_grows_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: list[float] = []
-    monkeypatch.setattr(dist, "monitored_barrier", lambda group, timeout: limits.append(timeout.total_seconds()))
-    crew = shards.Crew(0, 2, group=object())
-    for seconds in (0.0, 7000.0):
-        crew.wait(seconds)
-    assert limits == [shards.PATIENCE, 7000.0]

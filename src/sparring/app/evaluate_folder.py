@@ -20,9 +20,9 @@ from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.core.machine import find_machine
 from sparring.core.registry import Named
 from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.kept import OtherSettings, clear
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.preflight import preflight
-from sparring.evaluation.shelf import OtherSettings, Shelf
 from sparring.modalities import find_data
 from sparring.modalities.base import Modality
 from sparring.report import write_report
@@ -105,9 +105,9 @@ def assess(
     model = SmoothedNet(first.model, smooth) if smooth else model  # else `measure` wraps it, and tells
     attacks = attacks or make_plan(DEFAULT_PLAN, ball)
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
-    shelf = Shelf(out / "parts", {})
+    keep = out / "parts"
     evaluation = _evaluate(
-        shelf, model, batches, ball, attacks, seed=seed, certify=bound, observe=observe,
+        keep, model, batches, ball, attacks, seed=seed, certify=bound, observe=observe,
         curve_stages=_for_curve(attacks), machine=machine,
         about=json.dumps([dataset.name, split, len(y), batch_size, digest, _code(subject.architecture)]),
     )  # fmt: skip
@@ -137,7 +137,7 @@ def assess(
         training=subject.training, device=str(on), sanity=checks, no_certificate=no_certificate,
     )  # fmt: skip
     write_report([out], out / "report.html")
-    shelf.clear()
+    clear(keep)
     return record
 
 
@@ -157,14 +157,14 @@ def _for_curve(stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def _evaluate(shelf: Shelf, *arguments: Any, **options: Any) -> Evaluation:
-    """`measure`, going on where the shelf ends; parts of other settings are thrown away."""
+def _evaluate(keep: Path, *arguments: Any, **options: Any) -> Evaluation:
+    """`measure`, going on where the folder ends; batches of other settings are thrown away."""
     try:
-        return measure(*arguments, keep=shelf.folder, **options)
+        return measure(*arguments, keep=keep, **options)
     except OtherSettings:
         if find_machine().rank == 0:  # the others wait for it at the start of the second call
-            shelf.clear()
-        return measure(*arguments, keep=shelf.folder, **options)
+            clear(keep)
+        return measure(*arguments, keep=keep, **options)
 
 
 def _certificate(how: str, modality: Modality, model: Any, threat: Any, smooth: float | None) -> tuple[Any, str]:

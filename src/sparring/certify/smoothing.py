@@ -216,7 +216,6 @@ class SmoothingBound:
     num_estimate: int = 1000
     alpha: float = 0.001
     attack_certified: ClassVar[bool] = True
-    spares: ClassVar[bool] = False
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, threat: Any, *, noise: Noise | None = None) -> Tensor:
         if not isinstance(threat, L2):

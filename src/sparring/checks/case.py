@@ -20,7 +20,7 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, margin
 from sparring.core.types import Attacker, Inputs, Model, take
 from sparring.evaluation.measure import Evaluation
-from sparring.evaluation.verify import MakeAttack
+from sparring.evaluation.one_batch import MakeAttack
 from sparring.results.findings import Finding, Level
 from sparring.threats.base import ThreatModel
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a neighbour file, then puts it in place in one step; the old file stays when that fails."""
+    """Lets `write` fill a neighbour file, then puts it in place in one step; the old file stays when that fails.
+
+    The neighbour, .NAME.MACHINE-PROCESS.part, is no other process's; what killed ones of this machine left is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    machine = platform.node()
+    temporary = path.with_name(f".{path.name}.{machine}-{os.getpid()}.part")
     try:
         with temporary.open("wb") as stream:
             write(stream)
@@ -21,6 +26,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    start = f".{path.name}.{machine}-"
+    for left in path.parent.iterdir():
+        if left.name.startswith(start) and left.suffix == ".part" and _ended(left.stem.removeprefix(start)):
+            left.unlink(missing_ok=True)
+
+
+def _ended(process: str) -> bool:
+    """Whether no process of this machine has that number, as far as it can be told."""
+    if os.name != "posix" or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)  # asks only
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

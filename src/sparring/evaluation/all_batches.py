@@ -1,26 +1,22 @@
-"""The way through the batches of an evaluation: which are computed here, which were before, and how far it is."""
+"""All batches of an evaluation: which are computed here, which were before, how far it is, and what they add up to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparring.core.machine import Machine
 from sparring.core.model_state import aligned
 from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size, take
-from sparring.evaluation.fingerprint import describe, digest, digest_of_model, digest_of_package
-from sparring.evaluation.one_batch import Plan, judge
-from sparring.evaluation.parts import Part
-from sparring.evaluation.preflight import Preflight, check_data, preflight
-from sparring.evaluation.shards import Crew
-from sparring.evaluation.shelf import Key, Shelf
-from sparring.evaluation.verify import AttackRecord, Batch
-from sparring.results.findings import Finding
+from sparring.evaluation.fingerprint import digest
+from sparring.evaluation.kept import BatchKey, Kept
+from sparring.evaluation.one_batch import Batch, BatchOutcome, Plan, measure_batch, stacked
+from sparring.evaluation.preflight import check_data
 
 
 class Progress(NamedTuple):
@@ -39,87 +35,100 @@ class Progress(NamedTuple):
     fraction: float | None
 
 
-@dataclass
-class Walk:
-    """One pass over the batches."""
+class AllBatches:
+    """One pass over the batches of an evaluation, in this process. batches: how many there are, where that is known."""
 
-    plan: Plan
-    seed: int
-    shelf: Shelf | None
-    crew: Crew
-    observe: Callable[[Progress], object] | None
-    done: int = 0
-    fresh: int = 0
-    kept: int = 0
-    planned: int = 0
-    batches: int | None = None
-    cost: Cost = field(default_factory=Cost)
-    model: Any = None
+    def __init__(
+        self, plan: Plan, machine: Machine, kept: Kept | None, observe: Callable[[Progress], object] | None,
+        batches: int | None,
+    ) -> None:  # fmt: skip
+        self.plan, self.machine, self.kept, self.observe, self.batches = plan, machine, kept, observe, batches
+        there = kept.numbers() if kept else []
+        self.num_kept, self.num_fresh, self.done, self.cost = len(there), 0, 0, Cost()
+        self.planned = sum(machine.mine(number) for number in {*range(batches or 0)} - {*there})
 
-    def over(
-        self, model: Model | Preflight, batches: Iterable[tuple[Inputs, Tensor]]
-    ) -> Iterator[tuple[Key, Part | None]]:
-        """For each batch what its part is known by, and the part, None where another process computes it."""
-        self._count(batches)
-        number = 0
-        findings: list[Finding] = []
+    def run(self, model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> BatchOutcome:
+        """The whole, of all processes. Raises RuntimeError where they saw other batches, or one of them ended."""
+        seen: list[str] = []
+        own = list(_trimmed(self._own(model, batches, seen), self.plan.gallery_size))
+        told = self.machine.gather((digest(*seen), own))
+        if differ := [rank for rank, (theirs, _) in enumerate(told) if theirs != told[self.machine.rank][0]]:
+            raise RuntimeError(
+                f"process {differ[0]} saw other batches than process {self.machine.rank}: all processes must see the "
+                "same batches in the same order (unshuffled), or their parts do not make a whole"
+            )
+        numbered = sorted((pair for _, theirs in told for pair in theirs), key=lambda pair: pair[0])
+        return merge([outcome for _, outcome in numbered], self.plan.gallery_size)
+
+    def _own(
+        self, model: Model, batches: Iterable[tuple[Inputs, Tensor]], seen: list[str]
+    ) -> Iterator[tuple[int, BatchOutcome]]:
+        """The batches of this process, each with its number; `seen` gets the content of all."""
         for x, y in batches:
+            number = len(seen)
             if number and not size(x):
                 continue
-            if number == 0:
-                checked = model if isinstance(model, Preflight) else preflight(model, x, y, self.plan.threat)
-                self.model, findings = checked.model, list(checked.findings)
-            x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
-            key = Key(number, self.done, digest(x, y) if self.shelf else "")
-            part = None
-            if self.crew.mine(number):
-                part = self.shelf.read(key) if self.shelf else None
-                if part is None:
-                    part = self._compute(key, self.model, x, y, [] if number else findings)
-                self.cost = self.cost.plus(part.cost)
+            key = BatchKey(number, self.done, digest(x, y) if self.kept or self.machine.world > 1 else "")
+            seen.append(key.content)
+            if not self.machine.mine(number):
+                self.done += size(x)
+                continue
+            outcome = (self.kept.read(key) if self.kept else None) or self._compute(key, model, x, y)
+            self.cost = self.cost.plus(outcome.cost)
             self.done += size(x)
-            if part:
-                self._tell(0, "", Cost())
-            number += 1
-            yield key, part
+            self._tell(0, "", Cost())
+            yield number, outcome
 
-    def _compute(self, key: Key, model: Model, x: Inputs, y: Tensor, findings: list[Finding]) -> Part:
-        threat, index = self.plan.threat, torch.arange(self.done, self.done + size(x), device=device_of(x))
-        check_data(x, take(threat, index))
-        part = judge(Batch(model, x, y.to(device_of(x)), index, threat, self.seed), self.plan, self._tell)
-        part.findings = findings
-        if self.shelf:
-            self.shelf.write(key, part)
-        self.fresh += 1
-        return part
-
-    def _count(self, batches: Any) -> None:
-        there = set(self.shelf.numbers()) if self.shelf else set()
-        self.kept = len(there)
-        with suppress(TypeError):  # a stream has no length
-            self.batches = len(batches)
-            self.planned = sum(self.crew.mine(number) for number in {*range(self.batches)} - there)
+    def _compute(self, key: BatchKey, model: Model, x: Inputs, y: Tensor) -> BatchOutcome:
+        index = torch.arange(key.first, key.first + size(x), device=device_of(x))
+        x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
+        check_data(x, take(self.plan.threat, index))
+        outcome = measure_batch(Batch(model, x, y.to(device_of(x)), index), self.plan, self._tell)
+        if self.kept:
+            self.kept.write(key, outcome)
+        self.num_fresh += 1
+        return outcome
 
     def _tell(self, stage: int, running: str, cost: Cost) -> None:
         """Tells the observer; what an earlier run did is no work of this one."""
         if self.observe:
-            share = (self.fresh + stage / self.plan.num_stages) / max(1, self.planned)
+            share = (self.num_fresh + stage / self.plan.num_stages) / max(1, self.planned)
             fraction = None if self.batches is None else min(1.0, share)
-            self.observe(Progress(self.done, self.batches, self.kept, self.cost.plus(cost), running, fraction))
+            self.observe(Progress(self.done, self.batches, self.num_kept, self.cost.plus(cost), running, fraction))
 
 
-def settings_of(plan: Plan, model: Model, seed: int, about: str) -> dict[str, Any]:
-    """Everything that decides about the parts but the batches themselves, as plain data."""
+def count_batches(batches: Any) -> int | None:
+    """How many there are; None for a stream, which has no length."""
+    with suppress(TypeError):
+        return len(batches)
+    return None
 
-    def told(records: Sequence[AttackRecord]) -> list[Any]:
-        both = ((record, record.make(plan.threat)) for record in records)
-        return [
-            [r.name, r.margin_at_most, describe(r.make, exact=True), describe(attack, exact=True)] for r, attack in both
-        ]
 
-    return {
-        "about": about, "model": digest_of_model(model), "threat": describe(plan.threat, exact=True), "seed": seed,
-        "attacks": told(plan.records), "curve_attacks": told(plan.curve_records), "curve": list(plan.factors),
-        "certify": describe(plan.certify, exact=True), "gallery_size": plan.gallery_size,
-        "sparring": version("sparring"), "code": digest_of_package(), "torch": torch.__version__,
-    }  # fmt: skip
+def _trimmed(outcomes: Iterable[tuple[int, BatchOutcome]], room: int) -> Iterator[tuple[int, BatchOutcome]]:
+    """The same with the first `room` pictures alone, so that the others are not held."""
+    for number, outcome in outcomes:
+        gallery = {name: value[:room].clone() for name, value in outcome.gallery.items()} if room else {}
+        room -= len(gallery.get("index", ()))
+        yield number, replace(outcome, gallery=gallery)
+
+
+def merge(outcomes: Sequence[BatchOutcome], gallery_size: int) -> BatchOutcome:
+    """One outcome of them all, in that order, with the first `gallery_size` pictures. Raises ValueError for none."""
+    if not outcomes:
+        raise ValueError("there is nothing to evaluate: not one batch was given")
+    attacks, curve_attacks = outcomes[0].attacks, outcomes[0].curve_attacks
+    cost, seconds = outcomes[0].cost, outcomes[0].seconds
+    for other in outcomes[1:]:
+        attacks = [a.plus(b) for a, b in zip(attacks, other.attacks, strict=True)]
+        curve_attacks = [a.plus(b) for a, b in zip(curve_attacks, other.curve_attacks, strict=True)]
+        cost, seconds = cost.plus(other.cost), seconds + other.seconds
+    pictures = _joined([outcome.gallery for outcome in outcomes if outcome.gallery])
+    gallery = {name: value[:gallery_size] for name, value in pictures.items()} if gallery_size else {}
+    return BatchOutcome(
+        _joined([outcome.table for outcome in outcomes]), _joined([outcome.stands_at for outcome in outcomes]),
+        attacks, curve_attacks, gallery, cost, seconds,
+    )  # fmt: skip
+
+
+def _joined(tables: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
+    return {name: stacked([table[name] for table in tables]) for name in (tables[0] if tables else ())}

@@ -2,56 +2,57 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparring.attacks.around import needs_grad
 from sparring.core.machine import Machine
+from sparring.core.registry import name_of
 from sparring.core.types import Cost, Inputs, Model
-from sparring.evaluation.all_batches import Progress, Walk, settings_of
-from sparring.evaluation.bounds import Certify
-from sparring.evaluation.fingerprint import describe, name_of
-from sparring.evaluation.one_batch import Plan, make_plan
-from sparring.evaluation.parts import Part, merge
-from sparring.evaluation.preflight import Preflight
-from sparring.evaluation.shards import joined
-from sparring.evaluation.shelf import Shelf
-from sparring.evaluation.verify import REJECTIONS, AttackRecord, MakeAttack
+from sparring.evaluation.all_batches import AllBatches, Progress, count_batches
+from sparring.evaluation.fingerprint import describe, digest_of_model, digest_of_package
+from sparring.evaluation.kept import Kept, OtherSettings
+from sparring.evaluation.one_batch import REJECTIONS, AttackRecord, BatchOutcome, Certify, MakeAttack, Plan, Step
+from sparring.evaluation.preflight import Preflight, preflight
 from sparring.results.findings import Finding
 from sparring.results.schema import Metric
 from sparring.results.statistics import wilson
 from sparring.threats.base import ThreatModel
 
-ALONE = Machine(torch.device("cpu"))
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
+ALONE = Machine(torch.device("cpu"))
+Metrics = Callable[[Mapping[str, Tensor]], dict[str, Metric]]
+"""The table of examples -> what is measured on it, by name."""
 
 
 @dataclass
 class Evaluation:
-    """Verdicts per example and what they add up to. All shares carry a 95 % Wilson interval.
+    """Verdicts per example and what they add up to.
 
+    model: the one that was attacked, after `preflight`. metrics: what was measured, by name, each with an interval.
     table: one entry per example: index, label, clean_prediction, clean_confidence, correct, certified, robust,
     broken_by (number of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size, margin_left.
     margin_left: share of the clean margin (logit of the label minus the largest other) that is left at the worst
-    permitted point an attack has shown: 1 untouched, 0 broken or wrong from the start. certified: None when no
-    certificate was asked for. gallery: some turned examples. model: the one
-    that was attacked, after `preflight`. seconds: of work, all processes together.
+    permitted point an attack has shown: 1 untouched, 0 broken or wrong from the start.
+    gallery: some turned examples: index, label, clean_prediction, clean_confidence, adversarial_prediction,
+    adversarial_confidence, x and x_adv, which for named inputs are x/NAME and x_adv/NAME, one entry for each tensor;
+    where batches differ in length, the shorter are filled with zeros at the end.
+    certification: what certified, None where nothing was asked to. seconds: of work, all processes together.
     """
 
     model: Model
     threat: ThreatModel
     seed: int
-    clean: Metric
-    robust: Metric
-    certified: Metric | None
+    metrics: dict[str, Metric]
     certification: Any
-    attack_success: Metric | None
     attacks: list[AttackRecord]
     curve: list[tuple[float, Metric]]
     curve_attacks: list[str]
@@ -61,6 +62,40 @@ class Evaluation:
     findings: list[Finding]
     cost: Cost
     seconds: float
+
+    @property
+    def clean(self) -> Metric:
+        """The share that is right before any attack."""
+        return self.metrics["clean_accuracy"]
+
+    @property
+    def robust(self) -> Metric:
+        """The share that is right after all attacks."""
+        return self.metrics["robust_accuracy"]
+
+    @property
+    def certified(self) -> Metric | None:
+        """The share for which a certificate vouches; None where none was asked for."""
+        return self.metrics.get("certified_accuracy")
+
+    @property
+    def attack_success(self) -> Metric | None:
+        """The share of what was right that attacks turned; None where nothing was."""
+        return self.metrics.get("attack_success")
+
+
+def accuracy_metrics(table: Mapping[str, Tensor]) -> dict[str, Metric]:
+    """Clean, robust and (where the table says so) certified accuracy, and attack success, with 95 % Wilson intervals.
+
+    >>> table = {"correct": torch.tensor([True, True, False]), "robust": torch.tensor([True, False, False])}
+    >>> accuracy_metrics(table)["attack_success"].count
+    1
+    """
+    num, right, left = len(table["correct"]), int(table["correct"].sum()), int(table["robust"].sum())
+    found = {"clean_accuracy": wilson(right, num), "robust_accuracy": wilson(left, num)}
+    if "certified" in table:
+        found["certified_accuracy"] = wilson(int(table["certified"].sum()), num)
+    return found | ({"attack_success": wilson(right - left, right)} if right else {})
 
 
 def measure(
@@ -73,6 +108,7 @@ def measure(
     curve: Sequence[float] = CURVE,
     curve_stages: Sequence[MakeAttack] | None = None,
     certify: Certify | None = None,
+    metrics: Metrics = accuracy_metrics,
     gallery_size: int = 12,
     keep: Path | None = None,
     about: str = "",
@@ -81,82 +117,108 @@ def measure(
 ) -> Evaluation:
     """Clean accuracy, and the share of examples that every attack leaves right.
 
-    model: what `preflight` made of it goes, too, and is not looked at again.
-    batches: (x, y) pairs; stages: functions from a threat model to an attack, run in order, each on what still stands;
-    a `Stage` with `margin_at_most` only where `margin_left` is at most that. Every result is realized and shown to the
-    model again in its full precision; it counts when it lies in the set and in the valid domain, is finite, and still
-    fools. A preflight looks at the first batch, and may wrap the model. The curve: larger radii are tried on what
-    stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_stages`
-    (default: `stages`). certify: (model, x, y, threat) -> a lower bound of each margin; what is right with a bound
-    above 0 is certified, and is not attacked at this radius or a smaller one.
+    model: what `preflight` made of it goes, too, and is not looked at again; else a preflight looks at the first batch,
+    and may wrap the model. batches: (x, y) pairs, also from a stream that can be read once. stages: functions from a
+    threat model to an attack, run in order, each on what still stands; a `Stage` with `margin_at_most` only where
+    `margin_left` is at most that. Every result is realized and shown to the model again in its full precision; it
+    counts when it lies in the set and in the valid domain, is finite, and still fools. curve: larger radii are tried on
+    what stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_stages`
+    (default: `stages`). certify: (model, x, y, threat, noise=) -> a lower bound of each margin; what is right with a
+    bound above 0 is certified, and is not attacked at this radius or a smaller one. metrics: what to measure on the
+    table of examples, which holds `certified` where that was asked for.
 
     keep: a folder; every finished batch is kept there, and a later call with the same settings and batches goes on
     where this one ended. `about` says what the settings cannot: where a model that is no Module comes from, which code
-    a hand-written attack runs. machine: which of several processes this one is, with `keep` on a file system that
-    all of them share: this one computes the batches rank, rank + world, ..., waits for the others and returns the
-    whole, as they do. Model and batches stay on the device where they are.
+    a hand-written attack runs. machine: which of several processes this one is; each computes the batches rank,
+    rank + world, ..., all see all batches in the same order, and all return the whole. Model and batches stay on the
+    device where they are.
 
-    Batches may come from a stream that can be read once. Verdicts depend on (seed, position of the example), not on
-    batch size or shards. Raises PreflightError, ValueError (OtherSettings among them), TypeError, and RuntimeError
-    when another process ends early.
+    Verdicts depend on (seed, position of the example), not on batch size or processes. Raises PreflightError,
+    ValueError (OtherSettings among them), TypeError, and RuntimeError when another process ends early.
 
     >>> from sparring import Linf, fgsm
     >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
     >>> measure(model, data, Linf(0.1), [fgsm]).robust.n
     8
     """
-    plan = make_plan(threat, stages, curve, curve_stages or stages, certify, gallery_size)
-    looked_at = model.model if isinstance(model, Preflight) else model
-    shelf = Shelf(keep, settings_of(plan, looked_at, seed, about)) if keep else None
-    started = time.monotonic()
-    with joined((machine.rank, machine.world), shelf) as crew:
-        walk = Walk(plan, seed, shelf, crew, observe)
-        if shelf is None or crew.world == 1:
-            total = merge((part for _, part in walk.over(model, batches) if part), gallery_size)
-        else:
-            keys = [key for key, _ in walk.over(model, batches)]
-            crew.wait(time.monotonic() - started)
-            total = merge((shelf.require(key) for key in keys), gallery_size)
-            crew.wait(0.0)  # nobody may clear the folder while others read
-    return _result(plan, seed, total, walk.model)
+    plan = Plan.make(threat, stages, curve, curve_stages or stages, certify, gallery_size, seed)
+    kept = _kept(keep, machine, lambda: _settings_of(plan, model, about))
+    walk = AllBatches(plan, machine, kept, observe, count_batches(batches))
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError("there is nothing to evaluate: not one batch was given")
+    wanted = any(needs_grad(step.make(threat)) for step in (*plan.steps, *plan.curve_steps * bool(plan.factors)))
+    checked = model if isinstance(model, Preflight) else preflight(model, *first, threat, needs_grad=wanted)
+    total = walk.run(checked.model, chain([first], rest))
+    return _evaluation(plan, total, checked, metrics)
 
 
-def _result(plan: Plan, seed: int, total: Part, model: Model) -> Evaluation:
+def _kept(keep: Path | None, machine: Machine, settings: Callable[[], dict[str, Any]]) -> Kept | None:
+    """The folder of kept batches, once all processes agree. Raises OtherSettings, and ValueError where they do not."""
+    if keep is None and machine.world == 1:
+        return None
+    kept = Kept(keep or Path(), settings())
+    other = kept.other_settings() if keep and machine.rank == 0 else ""
+    told = machine.gather((kept.settings, other))
+    if differ := [rank for rank, (theirs, _) in enumerate(told) if theirs != kept.settings]:
+        raise ValueError(
+            f"process {differ[0]} evaluates something else than process {machine.rank}; all of them need the same "
+            "model and weights, threat, attacks, seed and options, or the parts would not fit together"
+        )
+    if told[0][1]:
+        raise OtherSettings(told[0][1])
+    return kept if keep else None
+
+
+def _settings_of(plan: Plan, model: Model | Preflight, about: str) -> dict[str, Any]:
+    """Everything that decides about the outcome but the batches themselves, as plain data."""
+
+    def attacks(steps: Iterable[Step]) -> Iterator[list[Any]]:
+        for step in steps:
+            made = describe(step.make(plan.threat), exact=True)
+            yield [step.record.name, step.record.margin_at_most, describe(step.make, exact=True), made]
+
+    return {
+        "about": about, "model": digest_of_model(model.model if isinstance(model, Preflight) else model),
+        "threat": describe(plan.threat, exact=True), "seed": plan.seed, "attacks": list(attacks(plan.steps)),
+        "curve_attacks": list(attacks(plan.curve_steps)), "curve": list(plan.factors),
+        "certify": describe(plan.certify, exact=True), "gallery_size": plan.gallery_size,
+        "sparring": version("sparring"), "code": digest_of_package(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _evaluation(plan: Plan, total: BatchOutcome, checked: Preflight, metrics: Metrics) -> Evaluation:
     """Adds everything up."""
-    table, threat = total.columns, plan.threat
-    correct, robust, num = table["correct"], table["robust"], len(table["label"])
-    contradicted = table["certified"] & ~robust
+    table, certify = total.table, plan.certify
+    correct, robust = table["correct"], table["robust"]
+    contradicted = int((table["certified"] & ~robust).sum())
     table["certified"] = table["certified"] & robust
-    right, left = int(correct.sum()), int(robust.sum())
-    records = [record.counting(counts) for record, counts in zip(plan.records, total.attacks, strict=True)]
-    on_curve = [record.counting(counts) for record, counts in zip(plan.curve_records, total.curve_attacks, strict=True)]
-    radius = float(torch.as_tensor(threat.radius, dtype=torch.float64).mean())
-    curve = [(0.0, wilson(right, num))]
-    curve += [(factor * radius, wilson(int(stands.sum()), num)) for factor, stands in total.stands_at.items()]
-    certify = plan.certify
+    attacks = [step.record.plus(counts) for step, counts in zip(plan.steps, total.attacks, strict=True)]
+    num, measured = len(robust), {n: column for n, column in table.items() if certify or n != "certified"}
+    curve = [(0.0, wilson(int(correct.sum()), num))]
+    curve += [(_mean_radius(plan.threat, f), wilson(int(s.sum()), num)) for f, s in total.stands_at.items()]
+    settings = describe(certify)
     return Evaluation(
-        model=model,
-        threat=threat, seed=seed, clean=wilson(right, num), robust=wilson(left, num),
-        certified=wilson(int(table["certified"].sum()), num) if certify else None,
-        certification={"name": name_of(certify), "settings": _settings(certify)} if certify else None,
-        attack_success=wilson(right - left, right) if right else None, attacks=records,
+        model=checked.model, threat=plan.threat, seed=plan.seed, metrics=metrics(measured), attacks=attacks,
+        # a function has no settings but its name
+        certification={"name": name_of(certify), "settings": settings if isinstance(settings, Mapping) else None}
+        if certify else None,
         curve=curve if plan.factors else [],
-        curve_attacks=[record.name for record in plan.curve_records] if plan.factors else [],
+        curve_attacks=[step.record.name for step in plan.curve_steps] if plan.factors else [],
         per_class=_per_class(table["label"], correct, robust), table=table, gallery=total.gallery,
-        findings=total.findings
-        + _rejected([r for r in (*records, *on_curve) if any(r.rejected.values())])
-        + ([_contradicted(int(contradicted.sum()))] if contradicted.any() else []),
+        findings=[*checked.findings, *_rejected([*attacks, *total.curve_attacks]), *_contradicted(contradicted)],
         cost=total.cost, seconds=total.seconds,
     )  # fmt: skip
 
 
-def _settings(certify: Certify) -> Any:
-    settings = describe(certify)
-    return None if isinstance(settings, str) else settings  # a function has none but its name
+def _mean_radius(threat: ThreatModel, factor: float) -> float:
+    return float(torch.as_tensor(threat.at(factor).radius, dtype=torch.float64).mean())
 
 
-def _rejected(records: list[AttackRecord]) -> list[Finding]:
+def _rejected(records: Sequence[AttackRecord]) -> list[Finding]:
     """One finding for all attacks, at the radius and along the curve."""
+    records = [record for record in records if any(record.rejected.values())]
     if not records:
         return []
     counts = {name: n for name in REJECTIONS if (n := sum(record.rejected[name] for record in records))}
@@ -170,12 +232,13 @@ def _rejected(records: list[AttackRecord]) -> list[Finding]:
     ]
 
 
-def _contradicted(count: int) -> Finding:
+def _contradicted(count: int) -> list[Finding]:
     sentence = (
         f"Attacks broke {count} examples for which the certificate vouches. It is about another classifier than the "
         "one attacked (for smoothing: the vote over endless noise, against a mean over few), and these are not counted."
     )
-    return Finding("certificate contradicted", sentence, {"examples": count}, "suspect", "Smooth with more copies.")
+    finding = Finding("certificate contradicted", sentence, {"examples": count}, "suspect", "Smooth with more copies.")
+    return [finding] if count else []
 
 
 def _per_class(label: Tensor, correct: Tensor, robust: Tensor) -> list[dict[str, Any]]:

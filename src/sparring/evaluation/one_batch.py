@@ -1,99 +1,281 @@
-"""One batch judged: clean, certified, attacked at the radius and along the curve. No other batch is known here."""
+"""One batch measured: clean, certified, attacked at the radius and along the curve. No other batch is known here.
+
+Every result of an attack is checked before it counts. Shapes: B the batch, b some of its examples, K classes.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from sparring.attacks.around import part_of
+from sparring.attacks.loop import Attack
+from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.noise import Noise
 from sparring.core.objectives import margin
-from sparring.core.types import Cost, take
-from sparring.evaluation.bounds import Certify, certified, spares
-from sparring.evaluation.parts import Part
+from sparring.core.registry import name_of
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
+from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.preflight import check_labels
-from sparring.evaluation.verify import AttackRecord, Batch, MakeAttack, Trial, attempt, new_record, predict
-from sparring.threats.base import ThreatModel
+from sparring.threats.base import ThreatModel, inside
 
+MakeAttack = Callable[[ThreatModel], Attacker]
 Tell = Callable[[int, str, Cost], None]
 """Called before each stage of a batch with its number, what it runs, and the cost of the batch so far."""
+REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
+
+
+class Certify(Protocol):
+    """A certificate as `measure` takes it.
+
+    One that is not about the very model that is attacked has an attribute `attack_certified` that is true: what it
+    vouches for is attacked all the same.
+    """
+
+    def __call__(self, model: Model, x: Any, y: Tensor, threat: Any, *, noise: Noise) -> Tensor:
+        """(b,) a margin (logit of y minus the largest other) that no permitted change goes below."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """What one attack did, as counts that add up over batches.
+
+    ran_on: examples that still stood. skipped: standing ones of which more than `margin_at_most` of the clean margin
+    was left. rejected: results that did not hold when checked, by reason.
+    """
+
+    name: str
+    settings: Any = None
+    margin_at_most: float | None = None
+    ran_on: int = 0
+    broke: int = 0
+    standing_after: int = 0
+    skipped: int = 0
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    rejected: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+
+    def plus(self, other: AttackRecord) -> AttackRecord:
+        """The counts of both together."""
+        return replace(
+            self, ran_on=self.ran_on + other.ran_on, broke=self.broke + other.broke,
+            standing_after=self.standing_after + other.standing_after, skipped=self.skipped + other.skipped,
+            cost=self.cost.plus(other.cost), seconds=self.seconds + other.seconds,
+            rejected={name: count + other.rejected[name] for name, count in self.rejected.items()},
+        )  # fmt: skip
+
+    def counts(self) -> dict[str, Any]:
+        """The name and the counts as plain data."""
+        return {name: value for name, value in asdict(self).items() if name not in ("settings", "margin_at_most")}
+
+    @staticmethod
+    def of_counts(counts: Mapping[str, Any]) -> AttackRecord:
+        """The record again."""
+        return AttackRecord(**{**counts, "cost": Cost(*counts["cost"])})
+
+
+class Step(NamedTuple):
+    """One attack of a plan: its number, which keys its noise, what makes it, and its record with no counts yet."""
+
+    number: int
+    make: MakeAttack
+    record: AttackRecord
+
+    @staticmethod
+    def of(number: int, make: MakeAttack, threat: ThreatModel) -> Step:
+        """The step for a stage; raises TypeError for what makes no attack of a threat model."""
+        if part_of(make, "threat") is not None or not callable(make):
+            raise TypeError(
+                f"attacks are functions from a threat model to an attack, such as sparring.pgd; "
+                f"got a {type(make).__name__}. Write lambda threat: ... with the attack built on that threat"
+            )
+        at_most = getattr(make, "margin_at_most", None)
+        return Step(number, make, AttackRecord(name_of(make), describe(make(threat)), at_most))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with every batch. `records` and `curve_records` are the attacks, with no counts yet."""
+    """What is done with every batch. `factors`: the radii of the curve, as shares of the threat's."""
 
     threat: ThreatModel
-    records: tuple[AttackRecord, ...]
-    curve_records: tuple[AttackRecord, ...]
+    steps: tuple[Step, ...]
+    curve_steps: tuple[Step, ...]
     factors: tuple[float, ...]
     certify: Certify | None
     gallery_size: int
+    seed: int
+
+    @staticmethod
+    def make(
+        threat: ThreatModel, stages: Sequence[MakeAttack], curve: Sequence[float],
+        curve_stages: Sequence[MakeAttack],
+        certify: Certify | None, gallery_size: int, seed: int,
+    ) -> Plan:  # fmt: skip
+        """The plan; raises ValueError or TypeError for attacks that are none. An infinite radius has no curve."""
+        if not stages:
+            raise ValueError("no attack was given: without one, robust accuracy means nothing")
+        bounded = bool(torch.as_tensor(threat.radius).isfinite().all())
+        steps = tuple(Step.of(number, stage, threat) for number, stage in enumerate(stages))
+        curve_steps = tuple(Step.of(100 + number, stage, threat) for number, stage in enumerate(curve_stages))
+        factors = tuple(sorted({*curve} - {1.0})) if bounded else ()
+        return Plan(threat, steps, curve_steps, factors, certify, gallery_size, seed)
 
     @property
     def num_stages(self) -> int:
         """Of one batch: the look at the clean inputs, the attacks, the attacks at each radius of the curve."""
-        return 1 + len(self.records) + len(self.factors) * len(self.curve_records)
+        return 1 + len(self.steps) + len(self.factors) * len(self.curve_steps)
 
 
-def make_plan(
-    threat: ThreatModel, attacks: Sequence[MakeAttack], curve: Sequence[float], curve_attacks: Sequence[MakeAttack],
-    certify: Certify | None, gallery_size: int,
-) -> Plan:  # fmt: skip
-    """The plan; raises ValueError or TypeError for attacks that are none. An infinite radius has no curve."""
-    if not attacks:
-        raise ValueError("no attack was given: without one, robust accuracy means nothing")
-    bounded = bool(torch.as_tensor(threat.radius).isfinite().all())
-    records = tuple(new_record(number, make, threat) for number, make in enumerate(attacks))
-    curve_records = tuple(new_record(100 + number, make, threat) for number, make in enumerate(curve_attacks))
-    factors = tuple(sorted({*curve} - {1.0})) if bounded else ()
-    return Plan(threat, records, curve_records, factors, certify, gallery_size)
+class Batch(NamedTuple):
+    """Examples under evaluation, and the model that is attacked. The running numbers (B,) key their noise, and find
+    their part of the plan's threat, which is that of all examples."""
 
+    model: Model
+    x: Inputs
+    y: Tensor
+    number: Tensor
 
-def judge(batch: Batch, plan: Plan, tell: Tell) -> Part:
-    """Everything about one batch. Raises PreflightError for labels that are no classes."""
-    return _Judge(batch, plan, tell).run()
+    def rows(self, index: Tensor) -> Batch:
+        """Some of the examples."""
+        return Batch(self.model, take(self.x, index), self.y[index], self.number[index])
 
 
 @dataclass
-class _Judge:
-    """The state while one batch is judged: `table` (a value per example), and the part that it becomes."""
+class BatchOutcome:
+    """Everything about some examples, on the CPU; outcomes add up (`merge`).
 
-    batch: Batch
-    plan: Plan
-    tell: Tell
-    part: Part = field(default_factory=Part)
-    pictures: dict[str, list[Tensor]] = field(default_factory=dict)
-    table: dict[str, Tensor] = field(init=False)
-    clean_margin: Tensor = field(init=False)
-    stage: int = 0
+    table: a value per example (B,). stands_at: radius factor -> (B,) bool. attacks, curve_attacks: what each did there.
+    gallery: some turned examples. seconds: of work.
+    """
 
-    def run(self) -> Part:
+    table: dict[str, Tensor]
+    stands_at: dict[float, Tensor]
+    attacks: list[AttackRecord]
+    curve_attacks: list[AttackRecord]
+    gallery: dict[str, Tensor]
+    cost: Cost
+    seconds: float
+
+
+class Attempt(NamedTuple):
+    """What an attack did to some examples: `broke` (b,) tells where it holds; `logits` (b, K) are the model's on x_adv.
+
+    `sound` (b,): x_adv is a permitted input with finite logits, whether or not it fools.
+    """
+
+    broke: Tensor
+    logits: Tensor
+    x_adv: Inputs
+    size: Tensor
+    sound: Tensor
+    cost: Cost
+
+
+def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
+    """Logits in the model's own precision, eval mode, no graph; stochastic models draw from a private generator."""
+    device = device_of(x)
+    full = torch.autocast(device.type, enabled=False)
+    with attack_mode(model) as frozen, private_rng(seed, device), torch.no_grad(), full:
+        logits = frozen(x)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits, Cost(forwards=size(x))
+
+
+def attempt(plan: Plan, step: Step, batch: Batch, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
+    """Attacks the examples at `factor` times the radius; realizes what comes back, shows it to the model, checks it.
+
+    The record counts this attempt alone.
+    """
+    started = time.monotonic()
+    model, x, y, number = batch
+    whole = plan.threat.at(factor)
+    threat, noise = take(whole, number), Noise.make(plan.seed, f"evaluate/{step.number}", number)
+    attack = step.make(whole)
+    split = any(hasattr(attack, name) for name in ("per_example", "take"))
+    attack = take(attack, number) if split else step.make(threat)
+    if isinstance(attack, Attack) and attack.keep == "last":
+        raise ValueError('an attack with keep="last" returns an iterate that nobody looked at; use "fooled_first"')
+    # copies and a private generator: a hand-written attack may write into its arguments and draw as it likes
+    with attack_mode(model) as frozen, private_rng(noise.seed, y.device):
+        result = attack(frozen, map_inputs(torch.clone, x), y.clone(), noise=noise)
+    if not isinstance(result, AttackResult):
+        raise TypeError(f"{step.record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
+    z = result.z.detach()
+    x_adv = threat.realize(x, z)
+    logits, cost = predict(model, x_adv, noise.seed ^ 0x2545F491)  # other draws than the attack has seen
+    lost = logits.argmax(1) != y
+    goal = part_of(attack, "objective")  # a targeted claim is judged by its own goal
+    again = lost if goal is None else goal.reached(logits, y)
+    claimed = lost if result.reached is None else lost | (result.reached & ~again)
+    good, failed = torch.ones_like(lost), []
+    for passed in (logits.isfinite().all(1), inside(threat, x, z), threat.valid(x, x_adv), lost):  # as in REJECTIONS
+        sound, good = good, good & passed
+        failed.append((claimed & sound & ~good).sum())
+    *rejected, broke = torch.stack([*failed, good.sum()]).tolist()  # the one wait for the device
+    record = AttackRecord(
+        step.record.name, ran_on=len(y), broke=broke, cost=result.cost, seconds=time.monotonic() - started,
+        rejected=dict(zip(REJECTIONS, rejected, strict=True)),
+    )  # fmt: skip
+    return Attempt(good, logits, x_adv, threat.size(x, z), sound, result.cost.plus(cost)), record
+
+
+def certified(plan: Plan, batch: Batch) -> Tensor:
+    """(b,) bool: the bound of the margin is above 0. Raises ValueError for a bound of another shape."""
+    assert plan.certify is not None
+    x, y, noise = batch.x, batch.y, Noise.make(plan.seed, "certify", batch.number)
+    with attack_mode(batch.model), private_rng(plan.seed, device_of(x)), torch.no_grad():
+        copies, threat = map_inputs(torch.clone, x), take(plan.threat, batch.number)
+        bound: Any = plan.certify(batch.model, copies, y.clone(), threat, noise=noise)
+    if not isinstance(bound, Tensor) or bound.shape != y.shape:
+        got = tuple(bound.shape) if isinstance(bound, Tensor) else type(bound).__name__
+        raise ValueError(f"certify returned {got}; expected a lower bound of the margin for each example, {len(y)}")
+    return bound > 0
+
+
+def measure_batch(batch: Batch, plan: Plan, tell: Tell) -> BatchOutcome:
+    """Everything about one batch. Raises PreflightError for labels that are no classes."""
+    return _Measuring(batch, plan, tell).run()
+
+
+class _Measuring:
+    """The state while one batch is measured: a table (a value per example), and what adds up."""
+
+    def __init__(self, batch: Batch, plan: Plan, tell: Tell) -> None:
+        self.batch, self.plan, self.tell = batch, plan, tell
+        self.table: dict[str, Tensor] = {}
+        self.pictures: dict[str, list[Tensor]] = {}
+        self.cost, self.stage = Cost(), 0
+        self.clean_margin = torch.empty(0)
+
+    def run(self) -> BatchOutcome:
         started = time.monotonic()
         self._look()
-        records = [record.counting() for record in self.plan.records]
-        for record in records:
-            self._say(record.name)
-            self._attack(record)
-            record.standing_after += int(self.table["robust"].sum())
-        curve_records = [record.counting() for record in self.plan.curve_records]
-        self._curve(curve_records)
-        self.part.attacks = [record.counts() for record in records]
-        self.part.curve_attacks = [record.counts() for record in curve_records]
-        self.part.columns = {name: column.cpu() for name, column in self.table.items()}
-        self.part.gallery = {name: torch.cat(pieces) for name, pieces in self.pictures.items()}
-        self.part.seconds = time.monotonic() - started
-        return self.part
+        records = []
+        for step in self.plan.steps:
+            self._say(step.record.name)
+            record = self._attack(step)
+            records.append(replace(record, standing_after=int(self.table["robust"].sum())))
+        curve_records = [AttackRecord(step.record.name) for step in self.plan.curve_steps]
+        stands_at = self._curve(curve_records)
+        return BatchOutcome(
+            {name: column.cpu() for name, column in self.table.items()},
+            {factor: stands_at[factor].cpu() for factor in sorted(stands_at)}, records, curve_records,
+            {name: stacked(pieces) for name, pieces in self.pictures.items()}, self.cost, time.monotonic() - started,
+        )  # fmt: skip
 
     def _look(self) -> None:
         """The clean predictions, and what the certificate says of them."""
         batch = self.batch
         self._say("clean inputs")
-        logits, cost = predict(batch.model, batch.x, batch.seed + int(batch.number[0]))
+        logits, cost = predict(batch.model, batch.x, self.plan.seed + int(batch.number[0]))
         check_labels(batch.y, logits)
-        self._pay(cost)
+        self.cost = self.cost.plus(cost)
         # of a margin that is almost nothing no share can be told: such an example counts as near the boundary
         spread = logits.amax(1) - logits.amin(1)
         self.clean_margin = torch.maximum(-margin.score(logits, batch.y), 0.01 * spread)
@@ -108,61 +290,66 @@ class _Judge:
         }  # fmt: skip
         rows = robust.nonzero()[:, 0]
         if self.plan.certify and len(rows):
-            self.table["certified"][rows] = certified(batch, rows, self.plan.certify)
+            self.table["certified"][rows] = certified(self.plan, batch.rows(rows))
 
-    def _attack(self, record: AttackRecord) -> None:
-        """One attack on what stands and is not certified; the table is updated."""
+    def _attack(self, step: Step) -> AttackRecord:
+        """One attack on what stands and needs one; the table is updated."""
         table, batch = self.table, self.batch
-        spared = table["certified"] if spares(self.plan.certify) else torch.zeros_like(table["certified"])
-        rows = _near(record, (table["robust"] & ~spared).nonzero()[:, 0], table["margin_left"])
+        attacked = table["robust"]
+        if not getattr(self.plan.certify, "attack_certified", False):
+            attacked = attacked & ~table["certified"]
+        rows, skipped = _by_margin(step, attacked.nonzero()[:, 0], table["margin_left"])
         if not len(rows):
-            return
-        trial = attempt(batch, record, rows)
-        self._pay(trial.cost)
-        prediction, confidence = _top(trial.logits[trial.broke])
-        hit = rows[trial.broke]
+            return replace(AttackRecord(step.record.name), skipped=skipped)
+        found, record = self._attempt(step, rows, table["margin_left"])
+        broke = found.broke.nonzero()[:, 0]
+        hit, (prediction, confidence) = rows[broke], _top(found.logits[broke])
         table["robust"][hit] = False
-        table["broken_by"][hit] = record.number
+        table["broken_by"][hit] = step.number
         table["adversarial_prediction"][hit] = prediction
         table["adversarial_confidence"][hit] = confidence
-        table["size"][hit] = trial.size[trial.broke].to(confidence)
-        self._note_margin(table["margin_left"], trial, rows)
-        if isinstance(batch.x, Tensor) and isinstance(trial.x_adv, Tensor):
-            self._remember({"x": batch.x[hit], "x_adv": trial.x_adv[trial.broke]}, hit)
+        table["size"][hit] = found.size[broke].to(confidence)
+        self._remember(_columns("x", take(batch.x, hit)) | _columns("x_adv", take(found.x_adv, broke)), hit)
+        return replace(record, skipped=skipped)
 
-    def _curve(self, records: Sequence[AttackRecord]) -> None:
+    def _curve(self, records: list[AttackRecord]) -> dict[float, Tensor]:
         """Which examples stand at each radius: downwards from what fell, upwards from what stands."""
-        table, radius = self.table, take(self.batch.threat, self.batch.number).radius
+        table, plan = self.table, self.plan
         stands_at = {1.0: table["robust"].clone()}
         for below in (True, False):
             stands, left = table["robust"].clone(), table["margin_left"].clone()
-            for factor in sorted((f for f in self.plan.factors if (f < 1) == below), reverse=below):
+            for factor in sorted((f for f in plan.factors if (f < 1) == below), reverse=below):
                 if below:  # other points are permitted there; upwards the old ones stay permitted
                     left = table["correct"].to(left)
                 # what fell to a small change has fallen at every radius that permits it
-                fell = ~stands & (table["size"] > factor * radius) if below else stands
+                radius = take(plan.threat.at(factor), self.batch.number).radius
+                fell = ~stands & (table["size"] > radius) if below else stands
                 rows = (table["correct"] & fell).nonzero()[:, 0]
                 stands[rows] = True  # until an attack says otherwise
-                for record in records:
-                    self._say(f"{record.name} at {factor:g} times the radius")
-                    tried = _near(record, rows[stands[rows]], left)
+                for i, step in enumerate(plan.curve_steps):
+                    self._say(f"{step.record.name} at {factor:g} times the radius")
+                    tried, skipped = _by_margin(step, rows[stands[rows]], left)
+                    records[i] = replace(records[i], skipped=records[i].skipped + skipped)
                     if len(tried):
-                        trial = attempt(self.batch, record, tried, factor)
-                        self._pay(trial.cost)
-                        self._note_margin(left, trial, tried)
-                        stands[tried[trial.broke]] = False
+                        found, record = self._attempt(step, tried, left, factor)
+                        records[i] = records[i].plus(record)
+                        stands[tried[found.broke]] = False
                 stands_at[factor] = stands.clone()
-        self.part.stands_at = {factor: stands_at[factor].cpu() for factor in sorted(stands_at)}
+        return stands_at
 
-    def _note_margin(self, left: Tensor, trial: Trial, rows: Tensor) -> None:
-        """Lowers the share of the clean margin that is left (B,) to what the trial showed at permitted points."""
-        share = (-margin.score(trial.logits, self.batch.y[rows]) / self.clean_margin[rows]).nan_to_num(0.0)
-        share = torch.where(trial.broke, 0.0, torch.where(trial.sound, share.clamp(0, 1), 1.0))
+    def _attempt(self, step: Step, rows: Tensor, left: Tensor, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
+        """The attempt on some rows; `left` (B,) falls to what it showed at permitted points, as shares of the clean
+        margin."""
+        found, record = attempt(self.plan, step, self.batch.rows(rows), factor)
+        self.cost = self.cost.plus(found.cost)
+        share = (-margin.score(found.logits, self.batch.y[rows]) / self.clean_margin[rows]).nan_to_num(0.0)
+        share = torch.where(found.broke, 0.0, torch.where(found.sound, share.clamp(0, 1), 1.0))
         left[rows] = torch.minimum(left[rows], share.to(left))
+        return found, record
 
     def _remember(self, pictures: dict[str, Tensor], hit: Tensor) -> None:
         """Keeps turned examples for the gallery until it is full."""
-        room = self.plan.gallery_size - sum(len(piece) for piece in self.pictures.get("x", []))
+        room = self.plan.gallery_size - sum(len(piece) for piece in self.pictures.get("index", []))
         if room <= 0 or not len(hit):
             return
         names = ("label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
@@ -170,21 +357,35 @@ class _Judge:
             column = column.float() if column.dtype == torch.bfloat16 else column  # which numpy does not know
             self.pictures.setdefault(name, []).append(column[:room].cpu())
 
-    def _pay(self, cost: Cost) -> None:
-        self.part.cost = self.part.cost.plus(cost)
-
     def _say(self, what: str) -> None:
-        self.tell(self.stage, what, self.part.cost)
+        self.tell(self.stage, what, self.cost)
         self.stage += 1
 
 
-def _near(record: AttackRecord, rows: Tensor, left: Tensor) -> Tensor:
-    """The rows that are near enough to falling for this attack; the others are counted as skipped."""
-    if record.margin_at_most is None:
-        return rows
-    near = rows[left[rows] <= record.margin_at_most]
-    record.skipped += len(rows) - len(near)
-    return near
+def _by_margin(step: Step, rows: Tensor, left: Tensor) -> tuple[Tensor, int]:
+    """The rows with little enough of the margin left for this attack, and how many others there are."""
+    if step.record.margin_at_most is None:
+        return rows, 0
+    near = rows[left[rows] <= step.record.margin_at_most]
+    return near, len(rows) - len(near)
+
+
+def _columns(name: str, value: Inputs) -> dict[str, Tensor]:
+    """A tensor by `name`, or named tensors by NAME/THEIRS."""
+    return {name: value} if isinstance(value, Tensor) else {f"{name}/{key}": tensor for key, tensor in value.items()}
+
+
+def stacked(pieces: Sequence[Tensor]) -> Tensor:
+    """All rows of tensors (b, ...); where these differ in another axis, the shorter end in zeros."""
+    shape = [max(lengths) for lengths in zip(*(piece.shape[1:] for piece in pieces), strict=True)]
+    if all(list(piece.shape[1:]) == shape for piece in pieces):
+        return torch.cat([*pieces])
+    whole = pieces[0].new_zeros(sum(map(len, pieces)), *shape)
+    start = 0
+    for piece in pieces:
+        whole[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
+        start += len(piece)
+    return whole
 
 
 def _top(logits: Tensor) -> tuple[Tensor, Tensor]:

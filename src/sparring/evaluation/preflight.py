@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from sparring.core.model_state import aligned, attack_mode, private_rng
 from sparring.core.objectives import cross_entropy, margin
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size, take
-from sparring.evaluation.outputs import LogProbabilities, TwoLogits, are_probabilities, is_probability
 from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
 
@@ -33,13 +32,13 @@ class Preflight:
 
 
 @torch.inference_mode(False)
-def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Preflight:
+def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_grad: bool = True) -> Preflight:
     """The model to attack and what was found, from one batch (x, y); the model is left as it was.
 
     Raises PreflightError for: data that is not finite or outside the threat's box; outputs that are no finite
-    logits (B, K); labels that are no classes 0..K-1; a model that fails, or has no gradient at its input.
-    Handled, with a finding: train mode, probabilities instead of logits, one logit instead of two. Only told: random
-    outputs, zero gradients.
+    logits (B, K); labels that are no classes 0..K-1; a model that fails, or has no gradient at its input, if an attack
+    `needs_grad`. Handled, with a finding: train mode, probabilities instead of logits, one logit instead of two. Only
+    told: random outputs, zero gradients, and none at all where no attack needs them.
 
     >>> from sparring.threats import Linf
     >>> softmax = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(dim=1)).eval()
@@ -53,15 +52,15 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> Prefli
     first, second = _two_looks(model, x, threat)
     if first.ndim == 1:
         findings += _one_logit(y, first)
-        model = TwoLogits(model, is_probability(first))
+        model = TwoLogits(model, _is_probability(first))
         first, second = _two_looks(model, x, threat)
     check_labels(y, first)
     findings += _randomness(model, x, threat, first, second)
-    if are_probabilities(first):
+    if _are_probabilities(first):
         model = LogProbabilities(model)
         findings += _probabilities(first)
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.enable_grad():
-        findings += _gradients(frozen, x, y.to(device_of(x)), threat)
+        findings += _gradients(frozen, x, y.to(device_of(x)), threat, needs_grad)
     return Preflight(model, tuple(findings))
 
 
@@ -136,7 +135,7 @@ def _one_logit(y: Any, one: Tensor) -> list[Finding]:
             "of more classes must return logits (B, K)"
         )
     told = "The model returns one number for each input. It was taken for "
-    if is_probability(one):
+    if _is_probability(one):
         return [Finding("one_logit", told + "the probability of class 1.")]
     told += "the logit s of class 1, and the logits are [0, s]."
     if bool(((one < 0) | (one > 1)).any()):
@@ -205,7 +204,7 @@ def _probabilities(out: Tensor) -> list[Finding]:
     return [Finding("probabilities", sentence, {"saturated": share})]
 
 
-def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> list[Finding]:
+def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, needed: bool) -> list[Finding]:
     """Whether the logits depend on the input at all, and where cross-entropy has nothing to climb."""
     z = threat.null(x).requires_grad_()
     logits = _run(model, x, threat, z)
@@ -217,10 +216,17 @@ def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel) -> list[
             if score.requires_grad:
                 raise PreflightError(f"the model's gradient cannot be computed: {error}") from error
             grad = None
+        if grad is None and not needed:
+            sentence = (
+                "The logits have no gradient with respect to the input, so only searches without gradients were run. "
+                "They break less than attacks that know the model: the number may be too high."
+            )
+            return [Finding("no_gradient", sentence, {}, "suspect", "Attack what the model computes before it is cut.")]
         if grad is None:
             raise PreflightError(
                 "the logits have no gradient with respect to the input: somewhere in the model the graph is cut "
-                "(no_grad, detach, numpy, a hard decision). Gradient attacks would find nothing and call it robust"
+                "(no_grad, detach, numpy, a hard decision). Gradient attacks would find nothing and call it robust; "
+                "run only searches without gradients, such as square"
             )
         grads.append(grad.flatten(1))
     return _gradient_findings(*grads)
@@ -248,3 +254,43 @@ def _gradient_findings(by_margin: Tensor, by_loss: Tensor) -> list[Finding]:
         )
         findings.append(Finding("saturated_loss", sentence, {"examples": saturated}))
     return findings
+
+
+class LogProbabilities(nn.Module):
+    """A model that returns probabilities, with their logarithm as logits: its softmax is the probabilities again."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.training = getattr(model, "training", False)
+
+    def forward(self, x: Any) -> Tensor:
+        p = self.model(x)
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+class TwoLogits(nn.Module):
+    """A binary model that returns one number s for each input, (B,) or (B, 1), with two: [0, s].
+
+    probability: s is the probability of class 1, and the two are [1 - s, s].
+    """
+
+    def __init__(self, model: Model, probability: bool = False) -> None:
+        super().__init__()
+        self.model, self.probability = model, probability
+        self.training = getattr(model, "training", False)
+
+    def forward(self, x: Any) -> Tensor:
+        s = self.model(x).flatten()
+        return torch.stack([1 - s if self.probability else torch.zeros_like(s), s], 1)
+
+
+def _are_probabilities(out: Tensor) -> bool:
+    """Rows that are not negative and sum to 1; equal rows of a batch say nothing (a constant model)."""
+    told = len(out) == 1 or bool((out != out[0]).any())
+    return told and bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _is_probability(one: Tensor) -> bool:
+    """Numbers (B,) in [0, 1] on both sides of a half: no logits, which would all be of one class there."""
+    return bool(((one >= 0) & (one <= 1)).all()) and bool((one < 0.5).any()) and bool((one > 0.5).any())

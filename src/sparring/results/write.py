@@ -16,7 +16,7 @@ import torch
 from sparring.core.files import write_atomically, write_json, write_text
 from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.measure import Evaluation
-from sparring.evaluation.verify import AttackRecord
+from sparring.evaluation.one_batch import AttackRecord
 from sparring.results.findings import verdict
 from sparring.results.schema import Metric
 from sparring.threats import threat_text

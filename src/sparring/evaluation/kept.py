@@ -1,0 +1,150 @@
+"""The folder where the finished batches of an evaluation are kept, so that one that was killed can go on.
+
+settings.json says what was evaluated, and one .npz for each batch, named by its number, what came out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring.core.files import write_atomically, write_text
+from sparring.core.types import Cost
+from sparring.evaluation.fingerprint import digest
+from sparring.evaluation.one_batch import AttackRecord, BatchOutcome
+
+_log = logging.getLogger("sparring")
+_PATTERNS = ("[0-9]*.npz", "settings.json", ".[0-9]*.npz.*part", ".settings.json.*part")
+
+
+class BatchKey(NamedTuple):
+    """A batch: its number, the running number of its first example, and the digest of its content."""
+
+    number: int
+    first: int
+    content: str
+
+
+class OtherSettings(ValueError):
+    """A folder holds batches of an evaluation with other settings."""
+
+
+class Kept:
+    """The batches of one evaluation in a folder.
+
+    settings: plain data by name. A batch counts only for the settings, the examples and the place it was made from; one
+    that is damaged counts as not there. Several processes may keep batches in a folder, and clear it, at any time.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
+        self._text = json.dumps(self.settings, indent=2, sort_keys=True)
+        self._digest = digest(self._text)
+
+    def numbers(self) -> list[int]:
+        """The batches that are there, as far as the names tell."""
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npz") if path.stem.isdigit())
+
+    def other_settings(self) -> str:
+        """A sentence that says which other settings the batches there were made with; "" where all is well."""
+        try:
+            text = (self.folder / "settings.json").read_text(encoding="utf-8")
+            found = dict(json.loads(text))
+            names = sorted({*found, *self.settings})
+        except (OSError, ValueError, TypeError):  # without them no batch of other settings counts
+            return ""
+        differ = [name for name in names if found.get(name) != self.settings.get(name)]
+        theirs = digest(text)
+        if not differ or not any(_made_from(path) == theirs for path in sorted(self.folder.glob("[0-9]*.npz"))):
+            return ""
+        told = ", ".join(_difference(name, found.get(name), self.settings.get(name)) for name in differ)
+        return (
+            f"{self.folder} holds batches of an evaluation with other settings: {told}. Put together they would mean "
+            "nothing; choose another folder, or delete that one"
+        )
+
+    def read(self, key: BatchKey) -> BatchOutcome | None:
+        """What came out of a batch; None when it must be computed (again)."""
+        path = self._path(key)
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+            told = json.loads(arrays.pop("text").numpy().tobytes())
+            return _outcome(told, arrays) if told["made_from"] == self._proof(key) else None
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged zip file fails in many ways
+            _log.info("%s is damaged (%s: %s); its batch is computed again", path, type(error).__name__, error)
+            return None
+
+    def write(self, key: BatchKey, outcome: BatchOutcome) -> None:
+        """Keeps what came out of a batch, in an .npz without pickle."""
+        told = {
+            "made_from": self._proof(key), "factors": list(outcome.stands_at), "cost": outcome.cost,
+            "attacks": [record.counts() for record in outcome.attacks], "seconds": outcome.seconds,
+            "curve_attacks": [record.counts() for record in outcome.curve_attacks],
+        }  # fmt: skip
+        stands = {str(i): value for i, value in enumerate(outcome.stands_at.values())}
+        groups = {"table": outcome.table, "stands": stands, "gallery": outcome.gallery}
+        arrays: dict[str, Any] = {
+            f"{group}/{name}": value.numpy() for group, values in groups.items() for name, value in values.items()
+        }
+        arrays["text"] = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
+        settings = self.folder / "settings.json"
+        for last in (False, False, True):
+            try:
+                if not settings.exists() or settings.read_text(encoding="utf-8") != self._text:
+                    write_text(settings, self._text)
+                return write_atomically(self._path(key), lambda stream: np.savez(stream, **arrays))
+            except FileNotFoundError:  # another process has just cleared the folder
+                if last:
+                    raise
+
+    def _path(self, key: BatchKey) -> Path:
+        return self.folder / f"{key.number:06d}.npz"
+
+    def _proof(self, key: BatchKey) -> dict[str, Any]:
+        return {"settings": self._digest, **key._asdict()}
+
+
+def clear(folder: Path) -> None:
+    """Deletes the batches that are kept in a folder, and the folder when nothing else is in it."""
+    for pattern in _PATTERNS:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _made_from(path: Path) -> Any:
+    """The digest of the settings that the batch in a file was made with; None when it is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return json.loads(file["text"].tobytes())["made_from"]["settings"]
+    except Exception:  # see `Kept.read`, which says so
+        return None
+
+
+def _outcome(told: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> BatchOutcome:
+    groups: dict[str, dict[str, Tensor]] = {"table": {}, "stands": {}, "gallery": {}}
+    for name, value in arrays.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = value
+    attacks, curve_attacks = ([AttackRecord.of_counts(c) for c in told[n]] for n in ("attacks", "curve_attacks"))
+    stands_at = {factor: groups["stands"][str(i)] for i, factor in enumerate(told["factors"])}
+    cost = Cost(*told["cost"])
+    return BatchOutcome(groups["table"], stands_at, attacks, curve_attacks, groups["gallery"], cost, told["seconds"])
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    short = all(isinstance(value, (int, float, str)) and len(str(value)) < 40 for value in (there, here))
+    return f"{name} ({there!r} there, {here!r} here)" if short else name
