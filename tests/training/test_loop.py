@@ -13,18 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from contracts import rand, seeded
 from sparring.attacks.catalogue import pgd
 from sparring.core.batches import Batches
+from sparring.core.machine import Machine
 from sparring.modalities.images import crop_and_flip
 from sparring.threats import Linf
-from sparring.training.guard import trouble
-from sparring.training.loop import TrainingResult, TrainingState, train
+from sparring.training.guard import NonFinite, Rollback, Stop, first_trouble
+from sparring.training.loop import Average, TrainingResult, TrainingState, train
 from sparring.training.recipes import Standard, pgd_at
 from sparring.training.schedules import Constant, Cosine, OneCycle, Piecewise, Ramp, Ramped
-from sparring.training.weights import averaged_copy
 
 X, Y = rand(10, 2, 3, 3, seed=4).float(), torch.arange(10) % 3
 PLAIN = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
@@ -74,7 +75,7 @@ def bits(value: Any) -> Any:
 
 
 def outcome(result: TrainingResult) -> dict[str, Any]:
-    names = ("best", "last", "averaged", "best_epoch", "history", "stopped")
+    names = ("best", "last", "averaged", "best_epoch", "history", "stopped", "rollbacks")
     return {name: bits(getattr(result, name)) for name in names}
 
 
@@ -237,10 +238,17 @@ def test_trouble_sees_nothing_in_a_sound_step() -> None:
     model = linear()
     loss = F.cross_entropy(model(X), Y)
     loss.backward()
-    assert trouble(model, loss, 0, 0) is None
-    assert trouble(nn.Identity(), torch.tensor(1.0), 0, 0) is None
+
+    def told(found: Tensor | None) -> str | None:
+        return TrainingState(model, sgd(model), None, epoch=2, first_trouble=found).trouble
+
+    sound = first_trouble(None, model, loss, 7)
+    assert told(sound) is told(None) is told(first_trouble(None, nn.Identity(), torch.tensor(1.0), 0)) is None
     model[1].bias.grad[0] = math.inf
-    assert "the gradient's norm is inf" in str(trouble(model, loss, 0, 0))
+    broken = first_trouble(sound, model, loss, 8)
+    later = first_trouble(first_trouble(broken, model, loss * math.nan, 9), linear(), loss, 10)
+    for found in (broken, later):
+        assert "epoch 3, step 9: the gradient's norm is inf" in str(told(found))
 
 
 def test_no_batch_and_no_length() -> None:
@@ -254,6 +262,225 @@ def test_no_batch_and_no_length() -> None:
 
     with pytest.raises(TypeError, match=r"batches \(generator\) have no length"):
         train(model, endless(), Standard(), sgd(model), num_epochs=1)
+
+
+# Guards ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Once:
+    """Rolls back at its look after step `when`, once; counts its looks in its notes."""
+
+    when: int
+    every: int = 2
+
+    def __call__(self, state: TrainingState) -> Rollback | None:
+        state.notes["looks"] = [*state.notes.get("looks", []), state.step]
+        if state.step != self.when:
+            return None
+        return Rollback(rate_factor=0.25, options={"label_smoothing": 0.2}, reason="a test")
+
+
+@pytest.mark.parametrize("when", [2, 3, 8, 9])
+@pytest.mark.parametrize("source", ["batches", "loader"])
+def test_killed_before_and_after_a_rollback_ends_in_the_same_bits(source: str, when: int) -> None:
+    """Steps 3, 6 and 9 end epochs; 2 is a look in the middle of one, 9 a rollback in the last look."""
+    whole = outcome(run(source, seed=5, guard=Once(when)))
+    assert len(whole["rollbacks"]) == 1 and whole != outcome(run(source, seed=5))
+    states: list[dict[str, Any]] = []
+    run(source, seed=5, guard=Once(when), observe=lambda state: states.append(state.to_dict()))
+    assert [state["step"] for state in states] == list(range(1, STEPS + 1))
+    for state in states:
+        kept = io.BytesIO()
+        torch.save(state, kept)
+        kept.seek(0)
+        loaded = torch.load(kept, weights_only=True)
+        assert outcome(run(source, seed=99, guard=Once(when), resume=loaded)) == whole, f"from step {state['step']}"
+    assert states[-1]["notes"]["looks"] == [2, 3, 4, 6, 8]
+
+
+def test_a_rollback_puts_back_what_was_learned_and_changes_rate_and_recipe() -> None:
+    model, before, after = network(), {}, {}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    smoothing: list[float] = []
+
+    @dataclass(frozen=True)
+    class Recipe:
+        label_smoothing: float = 0.0
+
+        def __call__(self, model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+            smoothing.append(self.label_smoothing)
+            return F.cross_entropy(model(x), y, label_smoothing=self.label_smoothing)
+
+    def observe(state: TrainingState) -> None:
+        assert state.averaged is not None
+        parts = {
+            "model": model.state_dict(),
+            "averaged": state.averaged.state_dict(),
+            "moments": optimizer.state_dict(),
+        }
+        parts["moments"] = parts["moments"]["state"]
+        {2: before, 4: after}.get(state.step, {}).update(bits(copy.deepcopy(parts)))
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    rates: list[float] = []
+    result = train(
+        model, [PLAIN[0]] * 6, Recipe(), optimizer, num_epochs=1, averaging=0.5, observe=observe, guard=Once(4),
+    )  # fmt: skip
+    assert before and before == after
+    assert rates == pytest.approx([0.1] * 4 + [0.025] * 2) and optimizer.param_groups[0]["lr"] == 0.1
+    assert smoothing == [0.0] * 4 + [0.2] * 2
+    assert result.rollbacks == [{"step": 4, "back_to": 2, "rate_factor": 0.25, "reason": "a test"}]
+    assert result.stopped is None and result.history[0]["step"] == 6
+
+
+def test_a_rollback_reaches_the_recipe_in_a_ramp_and_refuses_what_it_has_not() -> None:
+    @dataclass(frozen=True)
+    class Wrong(Once):
+        def __call__(self, state: TrainingState) -> Rollback | None:
+            return Rollback(options={"gamma": 2.0})
+
+    recipe = Ramped(pgd_at(Linf(0.1), num_steps=1), Ramp(0.5))
+    model = linear()
+    assert train(model, PLAIN, recipe, sgd(model), num_epochs=1, guard=Once(2)).rollbacks
+    with pytest.raises(ValueError, match=r"wants to change gamma; this recipe has attack, label_smoothing"):
+        train(linear(), PLAIN, recipe, sgd(linear()), num_epochs=1, guard=Wrong(2))
+
+
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_what_is_not_finite_may_be_tried_again_at_a_smaller_rate(every: int) -> None:
+    model = network()
+    guard = NonFinite(every=every, num_rollbacks=1, rate_factor=0.5)
+    result = train(model, PLAIN, Breaking(5, "nan loss"), sgd(model), num_epochs=3, averaging=0.5, guard=guard)
+    assert result.stopped is None and len(result.history) == 3
+    losses = [line.get("train_loss") for line in result.history]
+    assert (losses[1] is None) == (every == 50), "an epoch of which every step was taken back has no loss"
+    assert all(loss is None or math.isfinite(loss) for loss in losses)
+    assert all(bool(t.isfinite().all()) for t in (*result.last.values(), *(result.averaged or {}).values()))
+    (line,) = result.rollbacks
+    assert "epoch 2, step 5: the loss is nan" in line["reason"] and line["rate_factor"] == 0.5
+    assert (line["step"], line["back_to"]) == {1: (5, 4), 2: (6, 4), 50: (6, 3)}[every]
+    model = network()
+    again = train(model, PLAIN, Breaking(5, "nan loss"), sgd(model), num_epochs=3, guard=NonFinite(every=every))
+    assert again.stopped and not again.rollbacks
+
+
+def test_a_guard_may_stop_and_a_blind_one_does_not_let_trouble_pass() -> None:
+    model, saved = network(), []
+    stop = lambda state: Stop("The gap is too wide.") if state.epoch == 1 else None  # noqa: E731
+    result = train(
+        model, PLAIN, Standard(), sgd(model), num_epochs=3, guard=stop,
+        save=lambda state: saved.append(copy.deepcopy(model.state_dict())),
+    )  # fmt: skip
+    assert result.stopped == "The gap is too wide." and len(result.history) == 1
+    assert bits(result.last) == bits(dict(saved[0]))
+    model = network()
+    result = train(model, PLAIN, Breaking(2, "nan loss"), sgd(model), num_epochs=3, guard=lambda state: None)
+    assert result.stopped is not None and "epoch 1, step 2: the loss is nan" in result.stopped
+    with pytest.raises(TypeError, match="returns Rollback, Stop or None; got bool"):
+        train(model, PLAIN, Standard(), sgd(model), num_epochs=1, guard=lambda state: True)  # type: ignore[arg-type,return-value]
+    for factor in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="rate_factor must be positive"):
+            Rollback(rate_factor=factor)
+
+
+def test_interrupted_in_trouble_leaves_the_last_good_weights() -> None:
+    model = network()
+    before = bits(dict(model.state_dict()))
+    result = train(
+        model, PLAIN, Breaking(1, "nan loss"), sgd(model), num_epochs=2, observe=lambda state: state.step == 2
+    )
+    assert result.stopped is not None and "step 1: the loss is nan" in result.stopped
+    assert bits(result.last) == before
+
+
+# Figures, waiting, machines ----------------------------------------------------------------------------------------
+
+
+def test_figures_beside_the_loss_are_averaged_over_the_examples() -> None:
+    given: list[tuple[float, int]] = []
+
+    def recipe(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Any:
+        loss = F.cross_entropy(model(x), y)
+        given.append((len(given) ** 2, len(y)))
+        return loss, {"gap": torch.tensor(float(given[-1][0])), "graph": 2 * loss}
+
+    model, seen = linear(), []
+    result = train(model, PLAIN, recipe, sgd(model), num_epochs=2, observe=lambda state: seen.append(state.figures))
+    for epoch, line in enumerate(result.history):
+        part = given[3 * epoch : 3 * epoch + 3]
+        assert line["train_gap"] == pytest.approx(sum(v * n for v, n in part) / 10)
+        assert line["train_graph"] == pytest.approx(2 * line["train_loss"])
+    assert seen[0]["gap"] == 0 and seen[1]["gap"] == pytest.approx(0.5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts where the host asks a tensor for its value; whole numbers may be the loop's own, on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype != torch.int64:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("averaging", [None, 0.9])
+def test_no_step_waits_for_the_device(averaging: float | None) -> None:
+    model, seen, recipe = network(), [], pgd_at(Linf(0.1), num_steps=2)
+    with Reads() as reads:
+        train(
+            model, PLAIN, recipe, sgd(model), num_epochs=2, averaging=averaging, schedule=Cosine(),
+            observe=lambda state: seen.append(reads.count),
+        )  # fmt: skip
+        assert seen[0] == seen[1] == seen[2] == 0 and seen[3] == seen[4] == seen[5]
+        before = reads.count
+        torch.ones(1).item()
+        assert reads.count == before + 1, "the counter counts"
+
+
+def test_channels_last_stays_over_a_kill_and_a_rollback() -> None:
+    def make() -> nn.Module:
+        return seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(36, 3)))
+
+    found: list[bool] = []
+
+    def recipe(model: Any, x: Tensor, y: Tensor, *, noise: Any = None) -> Tensor:
+        found.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+        return F.cross_entropy(model(x), y)
+
+    def go(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, TrainingResult]:
+        model = make()
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+        machine = Machine(torch.device("cpu"), channels_last=True)
+        done = train(
+            model, PLAIN, recipe, optimizer, num_epochs=2, averaging=0.5, machine=machine, guard=RollsBack(4), **options
+        )
+        return model, optimizer, done
+
+    class RollsBack(Once):
+        def __call__(self, state: TrainingState) -> Rollback | None:
+            verdict = super().__call__(state)
+            return verdict and Rollback()
+
+    states: list[dict[str, Any]] = []
+    _, _, whole = go(observe=lambda state: states.append(state.to_dict()))
+    for state in (states[2], states[4]):
+        model, optimizer, done = go(resume=state)
+        weight = model[0].weight  # type: ignore[index]
+        moments = optimizer.state[weight]["exp_avg"]
+        for tensor in (
+            weight,
+            moments,
+            done.last["0.weight"],
+            (done.averaged or {})["0.weight"],
+            done.best["0.weight"],
+        ):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+        assert bits(done.last) == bits(whole.last) and bits(done.averaged) == bits(whole.averaged)
+    assert all(found)
 
 
 # The best epoch and the history ----------------------------------------------------------------------------------
@@ -475,4 +702,4 @@ def test_the_average_equals_a_loop_written_by_hand() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
 def test_a_decay_that_is_none(decay: float) -> None:
     with pytest.raises(ValueError, match="averaging decay"):
-        averaged_copy(linear(), decay)
+        Average(linear(), decay)

@@ -258,7 +258,10 @@ def _train(out: Path, settings: dict[str, Any], *, resume: bool, hint: str) -> N
         def observe(state: Any) -> bool:
             last = state.history[-1] if state.history else {}
             robust = f", robust {last['robust_accuracy']:.1%}" if "robust_accuracy" in last else ""
-            note = f"epoch {state.epoch + 1}, loss {state.loss_sum / max(1, state.seen):.3f}{robust}"
+
+            def note() -> str:
+                return f"epoch {state.epoch + 1}, loss {state.figures.get('loss', 0.0):.3f}{robust}"
+
             line.show(state.step, note, total=state.total)
             return interrupted()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_NOTES = 0.25
 
 
 class ProgressLine:
@@ -37,14 +39,19 @@ class ProgressLine:
         if self.bar:
             self.bar.stop()
 
-    def show(self, done: float, note: str = "", *, total: float | None) -> None:
+    def show(self, done: float, note: str | Callable[[], str] = "", *, total: float | None) -> None:
         """`done` of `total` (None: nobody knows), with a remark; without a terminal a line every ten seconds.
 
-        Whole numbers are shown as they are, a float as a percentage of the total.
+        Whole numbers are shown as they are, a float as a percentage of the total. A remark that costs something to make
+        is given as a function, called only when it is shown.
         """
         now = time.monotonic()
         if self.bar:
-            self.bar.update(self.task, completed=done, total=total, note=note)
+            fresh = now - self.said >= SECONDS_BETWEEN_NOTES
+            if fresh or not callable(note):
+                self.said = now
+                self.bar.update(self.task, note=note() if callable(note) else note)
+            self.bar.update(self.task, completed=done, total=total)
         elif now - self.said >= SECONDS_BETWEEN_LINES:
             self.said, spent, parts = now, now - self.started, [self.title + ":"]
             if total is not None:
@@ -52,4 +59,4 @@ class ProgressLine:
             parts.append(f"{spent:.0f} s,")
             if total is not None and done > 0:
                 parts.append(f"about {spent / done * (total - done):.0f} s left,")
-            print(" ".join([*parts, note]).rstrip(" ,"), file=sys.stderr, flush=True)
+            print(" ".join([*parts, note() if callable(note) else note]).rstrip(" ,"), file=sys.stderr, flush=True)

@@ -85,7 +85,8 @@ class Noise:
 
     def to(self, device: torch.device) -> Noise:
         """The same streams, drawn on another device."""
-        return self if self.keys.device == device else replace(self, keys=self.keys.to(device))
+        waits = device.type != "cuda"  # a copy to CUDA is staged, so nobody needs to wait for it
+        return self if self.keys.device == device else replace(self, keys=self.keys.to(device, non_blocking=not waits))
 
     def _bits(self, shape: tuple[int, ...] | torch.Size, draw: int) -> Tensor:
         """24 random bits each, int64 (B, *shape)."""
