@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sparring.evaluation
 from common import Lines, percent, provenance, table
 from sparring import Linf, pgd, pgd_at, standard, trades
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.around import Averaged
+from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import slide
-from sparring.attacks.eot import Averaged
 from sparring.attacks.square import square
 from sparring.checks.battery import examine, sample
 from sparring.core.batches import Batches

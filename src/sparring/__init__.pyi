@@ -1,22 +1,22 @@
 """The public names and where they come from, for type checkers; `__init__.py` reads its table from here."""
 
 from sparring.app.train_run import load as load
+from sparring.attacks.around import Averaged as Averaged
 from sparring.attacks.around import Restarts as Restarts
-from sparring.attacks.autoattack import apgd as apgd
-from sparring.attacks.autoattack import apgd_t as apgd_t
+from sparring.attacks.auto_pgd import apgd as apgd
+from sparring.attacks.auto_pgd import apgd_t as apgd_t
+from sparring.attacks.auto_pgd import smooth as smooth
 from sparring.attacks.catalogue import bim as bim
 from sparring.attacks.catalogue import fgsm as fgsm
 from sparring.attacks.catalogue import gradient_ascent as gradient_ascent
 from sparring.attacks.catalogue import mi_fgsm as mi_fgsm
 from sparring.attacks.catalogue import pgd as pgd
 from sparring.attacks.catalogue import slide as slide
-from sparring.attacks.eot import Averaged as Averaged
 from sparring.attacks.fab import fab as fab
 from sparring.attacks.fab import fab_t as fab_t
 from sparring.attacks.loop import Attack as Attack
 from sparring.attacks.plans import Stage as Stage
 from sparring.attacks.plans import make_plan as make_plan
-from sparring.attacks.smooth import smooth as smooth
 from sparring.attacks.square import square as square
 from sparring.attacks.starts import null as null
 from sparring.attacks.starts import uniform as uniform

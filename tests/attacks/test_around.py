@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
-from sparring.attacks.adaptive_l1 import ShrinkingRadius
-from sparring.attacks.around import EachTarget, Restarts, part_of, seeking
+from sparring.attacks.around import EachTarget, Restarts, SmoothBackward, part_of, seeking
+from sparring.attacks.auto_pgd import ShrinkingRadius
 from sparring.attacks.catalogue import pgd
-from sparring.attacks.smooth import SmoothBackward
 from sparring.attacks.square import square
 from sparring.core.noise import Noise
 from sparring.core.objectives import TargetedDLR, cross_entropy, margin, targeted
@@ -272,7 +271,9 @@ def test_errors_of_targets(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"targets keep the worst result and so need its loss.*keep=.last"):
         EachTarget(pgd(Linf(0.1), num_steps=1, keep="last"))(network, X, LABELS)
     for model, shape in ((lambda v: network(v)[:, :1], r"\(5, 1\)"), (lambda v: network(v)[..., None], r"\(5, 4, 1\)")):
-        with pytest.raises(ValueError, match=rf"returned shape {shape}; targets need logits \(B, K\), K at least 2"):
+        with pytest.raises(
+            ValueError, match=rf"returned shape {shape} for 5 examples; an attack needs logits \(B, K\), K at least 2"
+        ):
             EachTarget(pgd(Linf(0.1)))(model, X, LABELS)
 
 

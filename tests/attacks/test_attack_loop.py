@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from contracts import (
     ATTACKS,
     BALLS,
+    NAMED,
     NUM_CLASSES,
     NUM_WORDS,
     SHAPE,
@@ -33,6 +34,7 @@ from sparring.attacks.steps import Ascent, RawAscent
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, kl, margin, targeted
 from sparring.core.types import Attacker, Cost, size, take
+from sparring.evaluation.preflight import preflight
 from sparring.threats import L2, Linf, inside
 
 LABELS = torch.tensor([2, 0, 3])
@@ -593,9 +595,10 @@ def test_the_loop_never_waits_for_the_device(
 ) -> None:
     attacks = [ATTACKS[name](threat) for threat in (Linf(0.1), L2(torch.tensor([0.1, 0.2, 0.3]), mask=MASK))]
     noise = stream(3)
+    # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations hand over a function
     with nothing_waits(monkeypatch):
         for attack in attacks:
-            attack(network, images, LABELS, noise=noise)
+            attack(lambda v: network(v), images, LABELS, noise=noise)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -635,7 +638,7 @@ def test_wrong_targets(network: nn.Module, images: Tensor, target: Tensor) -> No
 
 
 def test_logits_of_another_rank(network: nn.Module, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"returned shape \(3, 4, 1\); an attack needs logits \(B, K\)"):
+    with pytest.raises(ValueError, match=r"returned shape \(3, 4, 1\) for 3 examples; an attack needs logits \(B, K\)"):
         pgd(Linf(0.1))(lambda x: network(x)[..., None], images, LABELS)
 
 
@@ -688,3 +691,38 @@ def test_a_step_leaves_its_arguments(images: Tensor) -> None:
         assert torch.equal(first, again)
         assert torch.equal(z, kept[0])
         assert torch.equal(grad, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (255 * torch.ones(3, 4), "3 of 3 inputs lie outside .* They look like bytes, 0 to 255: divide by 255"),
+        (-2 * torch.ones(3, 4), "They look normalised: undo that, and put it into the model"),
+        (torch.ones(3, 4) * torch.nan, "3 of 3 inputs hold NaN or infinity: fill or drop those examples"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMED)
+def test_a_direct_call_refuses_inputs_in_the_words_of_an_evaluation(name: str, x: Tensor, sentence: str) -> None:
+    model, y = linear((3, 4), NUM_CLASSES).float(), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=sentence) as direct:
+        NAMED[name](Linf(0.1))(model, x, y)
+    with pytest.raises(ValueError) as evaluated:
+        preflight(model, x, y, Linf(0.1))
+    assert str(direct.value) == str(evaluated.value)
+
+
+@pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("name", ["pgd", "mi-fgsm", "apgd", "smooth", "fab", "square"])
+def test_channels_stay_last_in_all_that_the_model_sees(name: str, kind: str) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 3 * 5, 4))).double()
+    x, y = rand(*SHAPE), LABELS
+    few: dict[str, Any] = {"num_queries": 3} if name == "square" else {"num_steps": 3}
+    attack, shown = NAMED[name](BALLS[kind](0.3), **few), []
+
+    def look(v: Tensor) -> Tensor:
+        shown.append(v.is_contiguous(memory_format=torch.channels_last))
+        return model(v)
+
+    there = attack(look, x.to(memory_format=torch.channels_last), y)
+    assert all(shown) and len(shown) >= 2
+    torch.testing.assert_close(there.z, attack(model, x, y).z)

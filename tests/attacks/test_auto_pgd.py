@@ -16,9 +16,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded, stream
-from sparring.attacks.adaptive_l1 import ShrinkingRadius, SparseAPGD
-from sparring.attacks.auto_pgd import APGD
-from sparring.attacks.autoattack import apgd, apgd_t
+from sparring.attacks.auto_pgd import APGD, ShrinkingRadius, SparseAPGD, apgd, apgd_t
 from sparring.attacks.loop import Attack, Problem, Seen
 from sparring.attacks.starts import Gaussian, Given, Null
 from sparring.core.objectives import cross_entropy, dlr, margin

@@ -14,9 +14,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from contracts import BALLS, SHAPE, rand, seeded, stream, words
-from sparring.attacks.adaptive_l1 import SparseAPGD
-from sparring.attacks.auto_pgd import APGD
-from sparring.attacks.autoattack import apgd, apgd_t
+from sparring.attacks.auto_pgd import APGD, SparseAPGD, apgd, apgd_t
 from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.attacks.starts import Gaussian, OnTheEdge
 from sparring.core.objectives import cross_entropy, dlr, targeted

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, rand, seeded, sentences, stream, words
-from sparring.attacks.adaptive_l1 import ShrinkingRadius
-from sparring.attacks.around import EachTarget, Restarts
-from sparring.attacks.autoattack import apgd, apgd_t
+from sparring.attacks.around import Averaged, EachTarget, MeanOver, Restarts, SmoothBackward
+from sparring.attacks.auto_pgd import ShrinkingRadius, apgd, apgd_t
 from sparring.attacks.catalogue import bim, pgd
-from sparring.attacks.eot import Averaged, MeanOver
 from sparring.attacks.fab import fab_t
 from sparring.attacks.loop import Attack, Problem, Seen
-from sparring.attacks.smooth import SmoothBackward
 from sparring.attacks.square import square
 from sparring.attacks.starts import Null
 from sparring.core.objectives import TargetedDLR, cross_entropy, dlr, kl, margin, targeted

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts import BALLS, NUM_CLASSES, SHAPE, rand, seeded, stream
-from sparring.attacks.around import Restarts
-from sparring.attacks.auto_pgd import APGD
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.around import Restarts, SmoothBackward, _SmoothBackward
+from sparring.attacks.auto_pgd import APGD, apgd, smooth
 from sparring.attacks.catalogue import pgd
 from sparring.attacks.loop import Attack
-from sparring.attacks.smooth import SmoothBackward, _SmoothBackward, smooth
 from sparring.attacks.starts import Corner
 from sparring.core.objectives import cross_entropy, dlr, margin
 from sparring.core.types import Cost, take

@@ -16,8 +16,19 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, rand, seeded, sentences, stream, words
 from sparring.attacks.around import Restarts
-from sparring.attacks.square import HALVINGS, Square, square
-from sparring.attacks.squares import cells, chessboard, grid, humps, moved, proposal, start, window
+from sparring.attacks.square import (
+    HALVINGS,
+    Square,
+    cells,
+    chessboard,
+    grid,
+    humps,
+    moved,
+    proposal,
+    square,
+    start,
+    window,
+)
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost, take
@@ -585,7 +596,9 @@ def test_errors_say_what_to_do() -> None:
         square(Linf(0.1), restarts=0)
     model, x = mlp(SHAPE), rand(*SHAPE)
     for target in (LABELS[:2], LABELS.double(), LABELS[:, None, None]):
-        with pytest.raises(ValueError, match=r"for 3 examples; expected \(B,\) or \(B, K\)"):
+        with pytest.raises(
+            ValueError, match=r"for 3 examples; expected integer labels \(B,\) or probabilities \(B, K\)"
+        ):
             square(Linf(0.1))(model, x, target)
     with pytest.raises(ValueError, match="logits"):
         square(Linf(0.1))(lambda v: v, x, LABELS)

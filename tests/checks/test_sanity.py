@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts import NUM_WORDS, BagOfWords, seeded, sentences, words
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.around import Averaged
+from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import gradient_ascent, pgd
-from sparring.attacks.eot import Averaged
 from sparring.attacks.loop import Attack
 from sparring.checks import soft_backward as probes_backward
 from sparring.checks import surrogate as probes_surrogate

@@ -315,3 +315,17 @@ def test_project_l1_box_in_single_precision(shape: tuple[int, ...], scale: float
             assert float(error) <= 4e-7 * float(v.abs().max())
             again = geometry.project_l1_box(found, radius, low, high)
             torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-7)
+
+
+def test_draws_take_the_layout_of_what_they_change() -> None:
+    like = rand(3, 2, 5, 7).to(memory_format=torch.channels_last)
+    for draw in (
+        geometry.uniform_linf,
+        lambda *a: geometry.uniform_l2(*a, None),
+        lambda *a: geometry.uniform_l1(*a, None),
+    ):
+        found = draw(stream(3), like)
+        assert found.stride() == like.stride()
+        assert torch.equal(found, draw(stream(3), like.contiguous()))
+    swapped = torch.empty(3, 7, 2).transpose(1, 2)
+    assert geometry.laid_out(torch.rand(3, 2, 7), swapped).stride() == swapped.stride()

@@ -1,4 +1,4 @@
-"""Attacks made of attacks."""
+"""Attacks made of attacks: restarts, targets, averages over looks, a smoothed backward pass."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from sparring.attacks.starts import check_inputs, check_logits, crafting
 from sparring.core.geometry import per_example
-from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, TargetedDLR
-from sparring.core.types import (
-    Attacker,
-    AttackResult,
-    Cost,
-    Inputs,
-    Model,
-    device_of,
-    labels_of,
-    map_inputs,
-    size,
-    take,
-)
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, map_inputs, size, take
 
 
 @dataclass(frozen=True)
@@ -93,8 +85,8 @@ class EachTarget:
             raise TypeError(f"targets are sought through the objective, and a {type(self.attack).__name__} has none")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        noise, worst = noise or Noise.make(0, "attack", torch.arange(size(x))), None
-        with attack_mode(model) as frozen, private_rng(noise.seed, device_of(x)), torch.inference_mode(False):
+        worst = None
+        with crafting(part_of(self.attack, "threat"), model, x, target, noise) as (frozen, x, target, noise):
             order = self._order(frozen, x, target)
             rows = torch.arange(size(x), device=order.device)
             for number in range(min(self.num, order.shape[1] - 1)):
@@ -117,11 +109,133 @@ class EachTarget:
         """The classes (B, K), the likeliest wrong one first, the label last."""
         threat = part_of(self.attack, "threat")
         logits = model(threat.apply(x, threat.null(x)))
-        if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                f"the model returned shape {tuple(logits.shape)}; targets need logits (B, K), K at least 2"
-            )
+        check_logits(logits, len(target), least=2)
         return logits.scatter(1, labels_of(target)[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+
+
+@dataclass(frozen=True)
+class MeanOver(Objective):
+    """The mean of `base` over several looks, whose logits stand side by side: (B, num * K).
+
+    Reached when the mean of the probabilities reaches the goal.
+    """
+
+    base: Objective
+    num: int
+    per_example: ClassVar[tuple[str, ...]] = ("base",)
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        return torch.stack([self.base.score(one, target) for one in logits.chunk(self.num, 1)]).mean(0)
+
+    def reached(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.base.reached(torch.stack([one.softmax(1) for one in logits.chunk(self.num, 1)]).mean(0), target)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """`attack` on the mean loss over `num` looks at a stochastic model: every gradient is the mean of `num`.
+
+    Raises TypeError for attacks whose objective it cannot reach; around `EachTarget`, which picks its own, that is so,
+    too: write EachTarget(Averaged(attack, num)).
+
+    Source: Athalye 2018, "Synthesizing robust adversarial examples"; AutoAttack's `rand` uses 20 looks.
+
+    >>> from sparring import Linf, pgd
+    >>> linear, attack = torch.nn.Linear(4, 3), Averaged(pgd(Linf(0.1), num_steps=3), 5)
+    >>> attack(lambda v: linear(v + torch.rand_like(v)), torch.rand(2, 4), torch.tensor([0, 2])).cost
+    Cost(forwards=40, backwards=30)
+    """
+
+    attack: Any
+    num: int
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"the number of looks must be at least 1; got {self.num}")
+        if part_of(self.attack, "objective") is None:
+            raise TypeError(f"looks are averaged in the objective, and a {type(self.attack).__name__} has none")
+        if part_of(self.attack, "goal") is not None:
+            raise TypeError(
+                "EachTarget would replace the mean over looks by its own goal; average the attack inside it"
+            )
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        check_inputs(part_of(self.attack, "threat"), model, x)
+        attack = seeking(self.attack, MeanOver(part_of(self.attack, "objective"), self.num))
+        with attack_mode(model) as frozen:
+            result = attack(lambda v: torch.cat([frozen(v) for _ in range(self.num)], 1), x, target, noise=noise)
+        return result._replace(cost=Cost(self.num * result.cost.forwards, self.num * result.cost.backwards))
+
+
+_IN_PLACE: tuple[Callable[..., Any], ...] = (torch.relu_, Tensor.relu_)
+_RELU: tuple[Callable[..., Any], ...] = (torch.relu, F.relu, Tensor.relu, *_IN_PLACE)
+
+
+class _SmoothedReLU(torch.autograd.Function):
+    """max(v, 0), whose derivative is said to be sigmoid(slope * v)."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.slope = slope
+        return v.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (v,) = ctx.saved_tensors
+        return grads[0] * torch.sigmoid(ctx.slope * v), None
+
+
+class _SmoothBackward(TorchFunctionMode):
+    """While active, every ReLU passes gradients as a smooth function would; outputs stay as they are."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        v = args[0] if args else given.get("input")
+        if function not in _RELU or v is None or not v.requires_grad:
+            return function(*args, **given)
+        if function in _IN_PLACE or given.get("inplace", args[1:] == (True,)):
+            return v.copy_(_SmoothedReLU.apply(v.clone(), self.slope))  # others hold v, and must find it changed
+        return _SmoothedReLU.apply(v, self.slope)
+
+
+@dataclass(frozen=True)
+class SmoothBackward:
+    """`attack` on a model whose ReLUs have the derivative sigmoid(slope * v) in the backward pass; forward unchanged.
+
+    On networks that were trained against large Linf changes, most ReLU units are off around the input and carry no
+    gradient; what hides there is found by random search alone, or by this. Works for ReLUs called as torch functions
+    or modules (not inside scripted models, where it changes nothing). Slopes of 5 to 10 do.
+
+    >>> from sparring import Linf, pgd
+    >>> off = lambda v: torch.stack([v[:, 0], torch.relu(v[:, 0] + v[:, 1] - 1)], 1)
+    >>> x, y = torch.tensor([[0.2, 0.5]]), torch.tensor([0])
+    >>> [bool(attack(off, x, y).z[0, 1] > 0.29) for attack in (pgd(Linf(0.3)), SmoothBackward(pgd(Linf(0.3))))]
+    [False, True]
+    """
+
+    attack: Any
+    slope: float = 10.0
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slope < math.inf:
+            raise ValueError(f"slope must be above 0 and finite, it is that of the sigmoid; got {self.slope}")
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        check_inputs(part_of(self.attack, "threat"), model, x)
+        with attack_mode(model) as frozen:
+
+            def smoothed(v: Any) -> Tensor:
+                with _SmoothBackward(self.slope):
+                    return frozen(v)
+
+            return self.attack(smoothed, x, target, noise=noise)
 
 
 def restarted(attack: Attacker, num: int) -> Attacker:

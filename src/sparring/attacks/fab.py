@@ -1,4 +1,7 @@
-"""FAB and FAB-T: steps onto the linearised decision boundary, towards the nearest adversarial example."""
+"""FAB and FAB-T: steps onto the linearised decision boundary, towards the nearest adversarial example.
+
+The geometry below is pure maths on batches (B, D): the smallest step onto a hyperplane within a box.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.hyperplane import closest_plane, step_beyond
+from sparring.attacks.starts import check_logits, crafting
 from sparring.core.geometry import per_example
-from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, take
-from sparring.threats.balls import L1, L2, Ball, Linf
+from sparring.threats.balls import Ball
 
-_NORMS: dict[type[Ball], float] = {Linf: math.inf, L2: 2, L1: 1}
+_NORMS = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
 def fab(threat: Ball, *, num_steps: int = 100, restarts: int = 1) -> Attacker:
@@ -33,6 +36,7 @@ def fab(threat: Ball, *, num_steps: int = 100, restarts: int = 1) -> Attacker:
     a fast adaptive boundary attack". AutoAttack's code has no final search either; it judges only points it steps to,
     we also those where gradients are taken (at no cost); its restarts are on the surface of half the ball.
 
+    >>> from sparring import Linf
     >>> fab(Linf(math.inf), num_steps=20)(lambda x: 5 * x, torch.tensor([[0.7, 0.5]]), torch.tensor([0])).size
     tensor([0.100...])
     """
@@ -62,7 +66,7 @@ class FAB:
     per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, tuple(_NORMS)):
+        if not isinstance(self.threat, Ball) or self.threat.norm not in _NORMS:
             raise TypeError(f"FAB knows Linf, L2 and L1 balls, not {type(self.threat).__name__}; try pgd there")
         if self.num_steps < 0 or self.restarts < 1 or (self.targets is not None and self.targets < 1):
             raise ValueError(f"num_steps must be at least 0, restarts and targets at least 1; got {self}")
@@ -70,9 +74,9 @@ class FAB:
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         if not isinstance(x, Tensor):
             raise TypeError(f"FAB moves points of a vector space: x must be a tensor (B, *X); got {type(x).__name__}")
-        noise, cost = (noise or Noise.make(0, "attack", torch.arange(len(x)))).to(x.device), Cost(2 * len(x))
-        with attack_mode(model) as frozen, private_rng(noise.seed, x.device), torch.inference_mode(False):
-            x, y = x.detach().clone(), labels_of(target.detach().clone())
+        cost = Cost(2 * len(x))
+        with crafting(self.threat, model, x, target, noise) as (frozen, x, target, noise):
+            y = labels_of(target)
             null = self.threat.project(x, self.threat.null(x))
             every = _Search(frozen, self.threat, x, y, null.clone(), null, self.threat.size(x, null) + math.inf)
             order = every.look(null)[1].argsort(dim=1, descending=True, stable=True)
@@ -97,9 +101,9 @@ class FAB:
 
     def _run(self, part: _Search, classes: Tensor) -> None:
         """Steps from part.z towards the boundaries to `classes` (B, m)."""
-        norm = next(norm for kind, norm in _NORMS.items() if isinstance(self.threat, kind))
-        x, box = part.x, Linf(math.inf, self.threat.low, self.threat.high)  # no ball, for the room in the box
-        low, high = (box.project(x, torch.full_like(x, end)).flatten(1) for end in (-math.inf, math.inf))
+        x, norm = part.x, _NORMS[str(self.threat.norm)]
+        room = part.threat.room(x) or (torch.full_like(x, -math.inf), torch.full_like(x, math.inf))
+        low, high = (side.flatten(1) for side in room)
         for _ in range(self.num_steps):
             lead, slope = closest_plane(*part.planes(classes), norm)
             z = step_beyond(part.z.flatten(1), lead, slope, norm, low, high, self.eta, self.alpha_max).view_as(x)
@@ -123,8 +127,7 @@ class _Search:
         point = self.threat.realize(self.x, z).requires_grad_(graph)
         with torch.set_grad_enabled(graph):
             logits = self.model(point)
-        if logits.ndim != 2 or logits.shape[1] < 2 or self.y.shape != logits.shape[:1]:
-            raise ValueError(f"FAB needs logits (B, K >= 2) and labels (B,); got {logits.shape} and {self.y.shape}")
+        check_logits(logits, len(self.y), least=2)
         fools = margin.reached(logits, self.y) & margin.score(logits.detach(), self.y).isfinite()
         better = fools & ((size := self.threat.size(self.x, z)) < self.size)
         self.best, self.size = torch.where(per_example(better, z), z, self.best), torch.where(better, size, self.size)
@@ -145,3 +148,101 @@ class _Search:
         radius = torch.as_tensor(self.threat.radius).to(self.size).minimum(self.size)
         radius = torch.where(radius.isfinite(), radius, self.threat.size(self.x, self.z))
         return replace(self.threat, radius=radius / 2).sample(self.x, noise)
+
+
+def onto_plane(
+    w: Tensor, gap: Tensor, norm: float, low: float | Tensor = -math.inf, high: float | Tensor = math.inf
+) -> Tensor:
+    """The d (B, D) of smallest p-norm with <w, d> = gap and low <= d <= high.
+
+    w: (B, D); gap: (B,); norm: p, one of 1, 2 and math.inf; low <= 0 <= high: numbers or tensors that broadcast to
+    (B, D). From a point x onto {v: <w, v> = b} within the box [l, h], gap is b - <w, x>, low is l - x, high is h - x.
+    Where no such d exists: the one whose <w, d> comes closest to gap, every entry at the end that helps. Entries with
+    w = 0 stay 0. The scale of w does not matter. Raises ValueError for another norm.
+
+    With the sign taken out, d_i = t_i >= 0 and what one entry can give at most is |w_i| room_i. In L1 the entries with
+    the largest |w_i| give all they can, one after the other; in Linf t_i = min(tau, room_i), in L2
+    t_i = min(tau |w_i|, room_i), where <|w|, t> is piecewise linear and rising in tau. One sort and two cumulative sums
+    each; exact up to rounding.
+    Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
+    whose code bisects the sorted ends, and takes |w_i| < 1e-8 for 0 in L2 and L1.
+
+    >>> onto_plane(torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]), 2)
+    tensor([[0.6000, 0.8000]])
+    >>> step = onto_plane(torch.tensor([[1.0, 1.0]]), torch.tensor([3.0]), math.inf, high=torch.tensor([[9.0, 1.0]]))
+    >>> [round(number, 3) for number in step[0].tolist()]
+    [2.0, 1.0]
+    """
+    if norm not in (1, 2, math.inf):
+        raise ValueError(f"norm={norm}; the smallest step onto a hyperplane is known here for 1, 2 and math.inf")
+    largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+    slope, gap = w / largest, gap[:, None] / largest  # gradients can be so small that their squares underflow
+    sign, slope, gap = slope.sign() * gap.sign(), slope.abs(), gap.abs()
+    room = torch.where(sign > 0, torch.as_tensor(high).to(w), -torch.as_tensor(low).to(w))
+    if norm == 1:
+        steps = _greedy(slope, room.masked_fill(sign == 0, 0), gap)
+    else:
+        each = slope if norm == 2 else torch.ones_like(slope)  # t_i = min(tau * each_i, room_i)
+        weight = slope * each
+        room = room.masked_fill((sign == 0) | (weight == 0), 0)
+        tau = _level(weight, (room / each).masked_fill(room == 0, 0), gap)
+        steps = torch.minimum(tau * each, room)
+    return sign * steps
+
+
+def closest_plane(leads: Tensor, slopes: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+    """Of the planes {d: lead + <slope, d> = 0} the one that is closest to 0 in the p-norm: lead (B,), slope (B, D).
+
+    leads: (B, m); slopes: (B, m, D); norm: p. The distance is |lead| over the dual norm of the slope.
+
+    >>> closest_plane(torch.tensor([[4.0, -3.0]]), torch.tensor([[[2.0, 2.0], [0.0, 1.0]]]), math.inf)
+    (tensor([4.]), tensor([[2., 2.]]))
+    """
+    dual = torch.linalg.vector_norm(slopes, ord={1: math.inf, 2: 2, math.inf: 1}[norm], dim=2)
+    closest = (leads.abs() / dual).nan_to_num(nan=math.inf).argmin(1, keepdim=True)
+    return leads.gather(1, closest)[:, 0], slopes.take_along_dim(closest[:, :, None], 1)[:, 0]
+
+
+def step_beyond(
+    z: Tensor, lead: Tensor, slope: Tensor, norm: float, low: Tensor, high: Tensor, eta: float, alpha_max: float
+) -> Tensor:
+    """(1 - alpha) (z + eta d(z)) + alpha eta d(0), cut to low <= z <= high: beyond the plane, and drawn towards 0.
+
+    The plane is {v: lead + <slope, v - z> = 0}, d(v) the smallest step onto it from v in the box, and alpha =
+    min(|d(z)| / (|d(z)| + |d(0)|), alpha_max). z, slope, low, high: (B, D); lead: (B,); eta >= 1 is the overshoot.
+    A z whose lead or slope is not finite stays where it is. Source: as `onto_plane`.
+    """
+    near = onto_plane(slope, -lead, norm, low - z, high - z)
+    far = onto_plane(slope, (slope * z).sum(1) - lead, norm, low, high)
+    a, b = (torch.linalg.vector_norm(d, ord=norm, dim=1, keepdim=True) for d in (near, far))
+    alpha = (a / (a + b).clamp_min(torch.finfo(z.dtype).tiny)).clamp_max(alpha_max)
+    moved = ((1 - alpha) * (z + eta * near) + alpha * eta * far).clamp(low, high)
+    return torch.where(moved.isfinite().all(1, keepdim=True), moved, z)
+
+
+def _greedy(slope: Tensor, room: Tensor, gap: Tensor) -> Tensor:
+    """0 <= t_i <= room_i with <slope, t> = gap (B, 1) and the smallest sum: the steepest entries first."""
+    slope, order = slope.sort(dim=1, descending=True, stable=True)
+    room = room.gather(1, order)
+    left = (gap - _before((slope * room).cumsum(1))).clamp_min(0)
+    steps = torch.minimum(left / slope.clamp_min(torch.finfo(slope.dtype).tiny), room)
+    return torch.empty_like(steps).scatter_(1, order, steps)
+
+
+def _level(weight: Tensor, ends: Tensor, gap: Tensor) -> Tensor:
+    """The tau (B, 1) with sum_i weight_i min(tau, ends_i) = gap (B, 1); the largest number where no tau is enough."""
+    ends, order = ends.sort(dim=1, stable=True)
+    weight = weight.gather(1, order)
+    passed = _before((weight * ends).cumsum(1))  # what the entries at their end give
+    rising = weight.flip(1).cumsum(1).flip(1)  # the weight of the others; summed from behind, so that nothing cancels
+    reached = passed + rising * ends  # the sum at tau = ends_k
+    k = (reached < gap).sum(1, keepdim=True)
+    last = k.clamp_max(ends.shape[1] - 1)
+    tau = (gap - passed.gather(1, last)) / rising.gather(1, last).clamp_min(torch.finfo(ends.dtype).tiny)
+    tau = tau.clamp(_before(ends).gather(1, last), ends.gather(1, last))
+    return torch.where(k == last, tau, torch.finfo(ends.dtype).max)
+
+
+def _before(sums: Tensor) -> Tensor:
+    """Each column the one before it, the first 0."""
+    return F.pad(sums[:, :-1], (1, 0))

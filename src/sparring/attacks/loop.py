@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from sparring.attacks.starts import Start, uniform
+from sparring.attacks.starts import Start, check_logits, crafting, uniform
 from sparring.core.geometry import per_example
-from sparring.core.model_state import aligned, attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, cross_entropy
-from sparring.core.types import AttackResult, Cost, Inputs, Model, device_of, map_inputs, plain, size
+from sparring.core.types import AttackResult, Cost, Inputs, Model, size
 from sparring.threats.base import ThreatModel
 
 Keep = Literal["fooled_first", "highest_loss", "smallest_fooling", "last"]
@@ -89,11 +88,8 @@ class Attack:
             raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        threat, num, device = self.threat, size(x), device_of(x)
-        noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
-        self._check(target, num)
-        with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
-            x, target = map_inputs(aligned, plain(x)), target.detach().clone()
+        threat, num = self.threat, size(x)
+        with crafting(threat, model, x, target, noise) as (frozen, x, target, noise):
             z = self.start(threat, x, noise)
             problem = Problem(threat, x, self.num_steps, noise)
             state = self.rule.init(problem, z)
@@ -119,8 +115,7 @@ class Attack:
         z = z.detach().requires_grad_(needs_grad)
         with torch.set_grad_enabled(needs_grad):
             logits = model(self.threat.apply(x, z))
-            if logits.ndim != 2:
-                raise ValueError(f"the model returned shape {tuple(logits.shape)}; an attack needs logits (B, K)")
+            check_logits(logits, len(target))
             loss = self.objective.score(logits, target)
         reachable = needs_grad and loss.requires_grad
         grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0] if reachable else None
@@ -147,10 +142,3 @@ class Attack:
             better = torch.where(seen.reached, ~old.reached | smaller, ~old.reached & better)
         kept = Seen(torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None)
         return torch.where(per_example(better, z), z, best_z), kept
-
-    def _check(self, target: Tensor, num: int) -> None:
-        if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
-            raise ValueError(
-                f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "
-                "expected integer labels (B,) or probabilities (B, K)"
-            )

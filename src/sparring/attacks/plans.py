@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sparring.attacks.autoattack import apgd, apgd_t
+from sparring.attacks.auto_pgd import apgd, apgd_t, smooth
 from sparring.attacks.catalogue import CATALOGUE
 from sparring.attacks.fab import fab, fab_t
-from sparring.attacks.smooth import smooth
 from sparring.attacks.square import square
 from sparring.core.registry import Builder, name_of, named, number, parse_list, text_of
 from sparring.core.types import Attacker

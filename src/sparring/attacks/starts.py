@@ -1,19 +1,62 @@
-"""Where an attack starts: records that make the first z of (threat, x, noise)."""
+"""How an attack begins: what it is handed, checked and safe to use, and where it starts: z of (threat, x, noise)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-from sparring.core.geometry import per_example
+from sparring.core.geometry import laid_out, per_example
+from sparring.core.model_state import aligned, attack_mode, private_rng
 from sparring.core.noise import Noise
-from sparring.core.types import Inputs
+from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size
 from sparring.threats.base import ThreatModel
 
 Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
+_X = TypeVar("_X", bound=Inputs)
+
+
+@contextmanager
+def crafting(
+    threat: Any, model: Model, x: _X, target: Tensor, noise: Noise | None
+) -> Iterator[tuple[Model, _X, Tensor, Noise]]:
+    """What every attack begins with: the model frozen (see `attack_mode`), x and target to keep, noise on their device.
+
+    Without noise that of seed 0 and the position in the batch is taken. Raises ValueError for a target that fits no
+    classifier, and as `check_inputs`.
+    """
+    num, device = size(x), device_of(x)
+    if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
+        raise ValueError(
+            f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "
+            "expected integer labels (B,) or probabilities (B, K)"
+        )
+    check_inputs(threat, model, x)
+    noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
+    with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
+        kept: Any = map_inputs(aligned, plain(x))
+        yield frozen, kept, target.detach().clone(), noise
+
+
+def check_inputs(threat: Any, model: Model, x: Inputs) -> None:
+    """Raises ValueError in the threat's words where a direct call has inputs outside its domain.
+
+    Direct: of a Module, on the CPU. Recipes and evaluations hand over a function and look themselves; a GPU would wait.
+    """
+    direct = isinstance(model, torch.nn.Module) and device_of(x).type == "cpu"
+    if direct and isinstance(threat, ThreatModel) and (complaints := threat.complaints(x)):
+        raise ValueError(complaints[0])
+
+
+def check_logits(logits: Tensor, num: int, least: int = 1) -> None:
+    """Raises ValueError for what are no logits (B, K) of `num` examples and at least that many classes."""
+    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < least:
+        needs = "an attack needs logits (B, K)" + (f", K at least {least}" if least > 1 else "")
+        raise ValueError(f"the model returned shape {tuple(logits.shape)} for {num} examples; {needs}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +83,7 @@ class Gaussian:
 
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
         null = threat.null(x)
-        return threat.project(x, null + self.scale * noise.normal(null.shape[1:]).to(null))
+        return threat.project(x, null + self.scale * laid_out(noise.normal(null.shape[1:]), null))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +104,9 @@ class OnTheEdge:
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
         null = threat.null(x)
         if threat.norm == "l2":
-            direction = threat.steepest(x, noise.normal(null.shape[1:]).to(null))
+            direction = threat.steepest(x, laid_out(noise.normal(null.shape[1:]), null))
         else:
-            cube = noise.uniform(null.shape[1:]).to(null) * 2 - 1
+            cube = laid_out(noise.uniform(null.shape[1:]), null) * 2 - 1
             direction = cube / per_example(threat.size(x, cube).clamp_min(1e-12), cube)
         return threat.project(x, null + per_example(threat.radius, null) * direction)
 
@@ -74,7 +117,7 @@ class Corner:
 
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
         null = threat.null(x)
-        direction = threat.steepest(x, noise.normal(null.shape[1:]).to(null))
+        direction = threat.steepest(x, laid_out(noise.normal(null.shape[1:]), null))
         return threat.project(x, null + per_example(threat.radius, null) * direction)
 
 

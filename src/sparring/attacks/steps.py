@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparring.attacks.loop import Problem, Seen
 from sparring.core.geometry import per_example
-from sparring.threats.balls import Ball
 
 
 def step_length(problem: Problem, z: Tensor, fraction: float, absolute: float | None) -> float | Tensor:
@@ -111,13 +110,8 @@ class SparseAscent:
 
 
 def _can_move(problem: Problem, z: Tensor, sign: Tensor, least: float | Tensor) -> Tensor:
-    """(B, *Z) bool: mask and box of a ball leave more than `least` to go along `sign`. Other threats stop nothing."""
-    threat, x, free = problem.threat, problem.x, sign != 0
-    if isinstance(threat, Ball) and isinstance(x, Tensor):
-        if threat.mask is not None:
-            free = free & threat.mask
-        if threat.low is not None:
-            free = free & ((sign > 0) | (z - (threat.low - x) > least))
-        if threat.high is not None:
-            free = free & ((sign < 0) | ((threat.high - x) - z > least))
-    return free
+    """(B, *Z) bool: the threat's room leaves more than `least` to go along `sign`."""
+    room, free = problem.threat.room(problem.x), sign != 0
+    if room is None:
+        return free
+    return free & ((sign > 0) | (z - room[0] > least)) & ((sign < 0) | (room[1] - z > least))

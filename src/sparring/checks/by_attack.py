@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import fgsm
 from sparring.attacks.square import square
 from sparring.attacks.starts import Corner

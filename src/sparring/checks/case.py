@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import pgd
 from sparring.checks import limits
 from sparring.core.noise import Noise

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks.autoattack import apgd
+from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import mi_fgsm
 from sparring.attacks.starts import Corner
 from sparring.checks.case import Case

@@ -19,6 +19,12 @@ def per_example(value: Any, like: Tensor) -> Any:
     return value.view(-1, *[1] * (like.ndim - 1))
 
 
+def laid_out(draw: Tensor, like: Tensor) -> Tensor:
+    """The numbers in the type, on the device and in the memory layout of `like`: channels last stay last."""
+    draw = draw.to(like)
+    return draw if draw.stride() == like.stride() else torch.empty_like(like).copy_(draw)
+
+
 def l1_norm(v: Tensor) -> Tensor:
     """(B,) sums of absolute entries."""
     return v.abs().flatten(1).sum(1)
@@ -95,7 +101,7 @@ def project_l1_box(v: Tensor, radius: float | Tensor, low_room: Tensor | None, h
 
 def uniform_linf(noise: Noise, like: Tensor) -> Tensor:
     """Uniform in the cube [-1, 1]^D."""
-    return noise.uniform(like.shape[1:]).to(like).mul_(2).sub_(1)
+    return laid_out(noise.uniform(like.shape[1:]), like).mul_(2).sub_(1)
 
 
 def uniform_l1(noise: Noise, like: Tensor, free: Tensor | None) -> Tensor:
@@ -103,7 +109,7 @@ def uniform_l1(noise: Noise, like: Tensor, free: Tensor | None) -> Tensor:
 
     `free` (B or 1, *X) bool tells the coordinates that may change (None = all).
     """
-    size, sign = (noise.uniform(like.shape[1:], draw).to(like) for draw in (0, 1))
+    size, sign = (laid_out(noise.uniform(like.shape[1:], draw), like) for draw in (0, 1))
     size = torch.log1p(-size).neg_()
     if free is not None:
         size = size * free
@@ -117,7 +123,7 @@ def uniform_l2(noise: Noise, like: Tensor, free: Tensor | None) -> Tensor:
 
     `free` (B or 1, *X) bool tells the coordinates that may change (None = all); D is their number.
     """
-    direction = noise.normal(like.shape[1:]).to(like)
+    direction = laid_out(noise.normal(like.shape[1:]), like)
     if free is None:
         dims = torch.full((like.shape[0],), float(like[0].numel() if len(like) else 1))
     else:
