@@ -134,7 +134,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save([1, 2], w / "checkpoint_list" / "checkpoint.pt")
     config = json.loads((w / "run" / "config.json").read_text())
     (w / "config_shape" / "config.json").write_text(json.dumps({**config, "shape": [7]}))
-    config["experiment"]["speed"] = 3
+    config["settings"]["speed"] = 3
     (w / "config_key" / "config.json").write_text(json.dumps(config))
     shutil.copytree(w / "run", w / "unfinished")
     for path in (w / "unfinished").glob("*.safetensors"):
@@ -294,7 +294,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "weights of another kind": (f"{RUN} --checkpoint worst", ("worst.safetensors", "best, last")),
     "run without averages": (f"{RUN} --checkpoint averaged", ("averaged.safetensors", "best, last")),
     "config broken": ("evaluate {w}/config_broken --out {out}", ("config.json", "not valid JSON")),
-    "config empty": ("evaluate {w}/config_empty --out {out}", ("config.json", "experiment")),
+    "config empty": ("evaluate {w}/config_empty --out {out}", ("config.json", "schema")),
     "config a list": ("evaluate {w}/config_list --out {out}", ("config.json",)),
     "config of other shape": ("evaluate {w}/config_shape --out {out}", ("best.safetensors", "do not fit")),
     "config with another key": ("evaluate {w}/config_key --out {out}", ("config.json", "speed")),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -59,4 +62,48 @@ class ProgressLine:
             parts.append(f"{spent:.0f} s,")
             if total is not None and done > 0:
                 parts.append(f"about {spent / done * (total - done):.0f} s left,")
-            print(" ".join([*parts, note() if callable(note) else note]).rstrip(" ,"), file=sys.stderr, flush=True)
+            print(" ".join([*parts, note]).rstrip(" ,"), file=sys.stderr, flush=True)
+
+
+def training_note(state: Any) -> str:
+    """What a line on training tells."""
+    last = state.history[-1] if state.history else {}
+    robust = f", robust {last['robust_accuracy']:.1%}" if "robust_accuracy" in last else ""
+    return f"epoch {state.epoch + 1}, loss {state.loss_sum / max(1, state.seen):.3f}{robust}"
+
+
+def evaluation_note(now: Any) -> str:
+    """What a line on an evaluation tells."""
+    passes = rounded(now.cost.forwards + now.cost.backwards)
+    return f"{now.done} examples, {passes} passes, {now.running}".rstrip(", ")
+
+
+def rounded(number: int) -> str:
+    """A large number in three digits or so: 830, 12.4 k, 1.2 M.
+
+    >>> rounded(1234567)
+    '1.2 M'
+    """
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+@contextmanager
+def interrupts(say: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C (or a polite kill) has come; the second one is not caught."""
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        say("stopping after this step, saved; once more stops at once")
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

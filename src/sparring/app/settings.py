@@ -1,132 +1,157 @@
-"""A training run as one frozen record: its settings, their defaults, and its text forms."""
+"""The settings of a training run and of an evaluation: one definition each.
+
+The command line's options, their help, checks and errors, files of settings and `sparring list settings` come from it.
+No PyTorch here.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
-import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from sparring.core.files import read_json
-from sparring.threats import make_threat
-from sparring.training.recipes import RECIPES, Recipe
-from sparring.training.schedules import SCHEDULES
+
+DATA = "[KIND:]PATH,KEY=VALUE...: a name from 'sparring list data', a folder or a file; or FILE.py:FUNCTION"
+THREAT = "what may be changed: linf:8/255, l2:0.5, l1:12, linf:0.1,box=none, or FILE.py:FUNCTION"
+MODEL = "a name from 'sparring list models', or FILE.py:FUNCTION"
+DEVICE = "auto (the fastest there is), cpu, cuda, cuda:1 or mps"
+Seed = Annotated[int, Field(ge=0, le=2**31, description="of every random choice")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Everything that decides a training run. None means: a default for the data at hand (see `DEFAULTS`).
-
-    held_out: how many training examples choose the best epoch (at most a tenth of them). radius_ramp: the share of the
-    run in which the radius grows from 0. averaging: decay of a weight average. recipe_options: see the recipe.
-    """
-
-    data: str = "digits"
-    threat: str = "linf:0.2"
-    model: str | None = None
-    weights: str | None = None
-    recipe: str = "pgd-at"
-    recipe_options: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    batch_size: int | None = None
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    schedule: str | None = None
-    radius_ramp: float | None = None
-    averaging: float | None = None
-    crop: int | None = None
-    flip: bool | None = None
-    held_out: int = 1000
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(make_threat(self.threat).radius):
-            raise ValueError(f"threat {self.threat!r}: training needs a finite radius, not an infinite one")
-        _one_of("recipe", self.recipe, RECIPES)
-        _one_of("optimizer", self.optimizer, (None, "adamw", "sgd"))
-        _one_of("schedule", self.schedule, (None, *SCHEDULES))
-        _one_of("device", self.device, ("auto", "cpu", "cuda", "mps"))
-        for name, low, high in (
-            ("epochs", 1, 1e6), ("batch_size", 1, 1e9), ("learning_rate", 1e-12, 1e3), ("weight_decay", 0, 1e3),
-            ("radius_ramp", 0, 1), ("averaging", 0, 0.999999), ("crop", 0, 1e3), ("held_out", 1, 1e9),
-            ("seed", 0, 2**31),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be between {low:g} and {high:g}; got {value}")
-        self.build_recipe()
-
-    def build_recipe(self) -> Recipe:
-        """The recipe with its options; raises ValueError for options it does not take."""
-        allowed = recipe_options(self.recipe)
-        for name in self.recipe_options:
-            if name not in allowed:
-                raise ValueError(f"recipe {self.recipe!r} has no option {name!r}; it takes {', '.join(allowed)}")
-            _typed(name, self.recipe_options[name], allowed[name])
-        return RECIPES[self.recipe](make_threat(self.threat), **self.recipe_options)
-
-    def completed(self, preset: Mapping[str, Any]) -> Experiment:
-        """The record with every None replaced by what suits the data, or else by the general default."""
-        values = {**DEFAULTS, **preset}
-        return dataclasses.replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
+def _unset(description: str, **limits: float) -> Any:
+    return Field(default=None, description=description, **limits)  # type: ignore[call-overload]
 
 
-DEFAULTS: dict[str, Any] = {
+class Settings(BaseModel):
+    """Values by name, checked; ValueError in one line. `but` gives other ones, checked too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(_sentence(type(self), error.errors()[0])) from None
+
+    def but(self: Own, **changes: Any) -> Own:
+        """The same with other values."""
+        return type(self)(**{**self.model_dump(), **changes})
+
+
+Own = TypeVar("Own", bound=Settings)
+
+
+class TrainingSettings(Settings):
+    """Everything that decides a training run. None means: what suits the data, or else the default of `GENERAL`."""
+
+    data: str = Field(default="digits", description=DATA)
+    threat: str = Field(default="linf:0.2", description=THREAT)
+    model: str | None = _unset(MODEL)
+    weights: str | None = _unset("weights to start from (.safetensors, or a state dict)")
+    recipe: str = Field(
+        default="pgd-at", description="from 'sparring list recipes', with options: trades:beta=3; or FILE.py:FUNCTION"
+    )
+    epochs: int | None = _unset("passes over the data", ge=1, le=10**6)
+    batch_size: int | None = _unset("examples per step", ge=1, le=10**9)
+    optimizer: Literal["adamw", "sgd"] | None = _unset("how weights learn; sgd has momentum 0.9")
+    learning_rate: float | None = _unset("the highest of the schedule", ge=1e-12, le=1e3)
+    weight_decay: float | None = _unset("decay of all weights", ge=0, le=1e3)
+    schedule: Literal["constant", "cosine", "one-cycle", "piecewise"] | None = _unset(
+        "of the learning rate over the run"
+    )
+    radius_ramp: float | None = _unset("share of the run in which the radius grows from 0", ge=0, le=1)
+    averaging: float | None = _unset("decay of a weight average, if there is to be one", ge=0, le=0.999999)
+    augment: dict[str, Any] | None = _unset("random changes of training examples")
+    held_out: int = Field(
+        default=1000, ge=1, le=10**9, description="training examples that choose the best epoch, at most a tenth"
+    )
+    seed: Seed = 0
+    device: str = Field(default="auto", description=DEVICE)
+
+
+GENERAL: dict[str, Any] = {
     "epochs": 50, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
-    "schedule": "one-cycle", "radius_ramp": 0.3, "crop": 0, "flip": False,
+    "schedule": "one-cycle", "radius_ramp": 0.3,
 }  # fmt: skip
 """Training settings where the data has no other. A radius that grows from 0 gets MNIST at 0.3 off its plateau."""
+SUITED = {*GENERAL, "model", "augment", "averaging"}
+"""Training settings that the data may choose."""
 
 
-def recipe_options(name: str) -> dict[str, str]:
-    """The options that a recipe takes, beside the threat, with the names of their types."""
-    own = inspect.signature(RECIPES[name]).parameters.values()
-    kinds = {p.name: str(p.annotation) for p in own if p.kind is p.KEYWORD_ONLY}
-    return {key: "str" if kind in ("CraftMode", "TrainOn") else kind for key, kind in kinds.items()}
+class EvaluationSettings(Settings):
+    """Everything that decides an evaluation, beside the model."""
+
+    data: str = Field(description=DATA)
+    threat: str = Field(description=THREAT)
+    split: Literal["test", "train"] = Field(default="test", description="which examples")
+    attacks: str = Field(default="fast", description="a plan or a list of attacks, such as fgsm,pgd:num_steps=100")
+    num_examples: int = Field(default=1000, ge=1, description="how many, from the start of the split")
+    batch_size: int = Field(default=250, ge=1, description="examples at once; what is done is kept after each batch")
+    seed: Seed = 0
+    device: str = Field(default="auto", description=DEVICE)
+    certify: Literal["auto", "interval", "none"] = Field(
+        default="auto", description="the certified lower bound; interval: an error where there is none"
+    )
+    smooth: float | None = _unset("judge it under Gaussian noise of this size, certified in L2", gt=0)
+    checks: bool = Field(default=True, description="look for signs that the number is too high")
+    name: str | None = _unset("what the report calls this model")
 
 
-def read_settings(
-    path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any], recipe: str = "pgd-at"
-) -> dict[str, Any]:
-    """Settings from a file (TOML or JSON), then KEY=VALUE pairs, then flags that are not None; later ones win.
+def with_options(kind: type[Settings], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the fields of those names become options of a command whose last parameter is `**settings`."""
 
-    Keys are fields of `Experiment`, or options of the recipe. Raises ValueError for anything else.
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        added = []
+        for name in names:
+            field = kind.model_fields[name]
+            option = typer.Option(help=about(kind, name), show_default=False)
+            hint = Annotated[_plain(field.annotation) | None, option]  # type: ignore[valid-type]
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        return command
+
+    return decorate
+
+
+def about(kind: type[Settings], name: str) -> str:
+    """The line on a setting: meaning, choices, range, default.
+
+    >>> about(EvaluationSettings, "split")
+    'which examples: test or train (default test)'
     """
-    found: dict[str, Any] = {}
-    if path:
-        found |= _from_file(path)
+    field = kind.model_fields[name]
+    choices = _choices(field.annotation)
+    notes = [_range(field)]
+    if name in SUITED and field.default is None:
+        notes.append("default: by the data")
+    elif field.default is not None and not field.is_required():
+        notes.append(f"default {json.dumps(field.default).strip(chr(34))}")
+    note = "; ".join(filter(None, notes))
+    return (field.description or "") + (f": {' or '.join(choices)}" if choices else "") + (f" ({note})" if note else "")
+
+
+def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name: flags over KEY=VALUE pairs over a TOML or JSON file. ValueError for what cannot be read."""
+    found = _from_file(path) if path else {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes KEY=VALUE; got {pair!r}, write for example --set learning_rate=0.01")
-        found[key.strip().replace("-", "_")] = _value(text.strip())
-    found |= {key: value for key, value in flags.items() if value is not None}
-    return settle(found, recipe)
-
-
-def settle(found: Mapping[str, Any], recipe: str = "pgd-at") -> dict[str, Any]:
-    """Arguments for `Experiment` from flat settings: options of the recipe go to their place, types are checked."""
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(Experiment)}
-    options = dict(found.get("recipe_options", {}))
-    settings: dict[str, Any] = {}
-    _one_of("recipe", found.get("recipe", recipe), RECIPES)
-    allowed = recipe_options(found.get("recipe", recipe))
-    for key, value in found.items():
-        if key in kinds:
-            settings[key] = _typed(key, value, kinds[key])
-        elif key in allowed:
-            options[key] = value
-        else:
-            known = ", ".join(sorted({*kinds, *allowed} - {"recipe_options"}))
-            raise ValueError(f"setting {key!r} is unknown; there are {known}")
-    return settings | {"recipe_options": options}
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r} is not KEY=VALUE, for example --set learning_rate=0.01")
+        found[key.strip()] = _value(value)
+    return found | {key: value for key, value in flags.items() if value is not None}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -144,18 +169,6 @@ def _from_file(path: Path) -> dict[str, Any]:
     return found
 
 
-def _typed(key: str, value: Any, kind: str) -> Any:
-    """The value when it fits the field's declared type; whole numbers pass as floats."""
-    if value is None and "None" in kind:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and "float" in kind:
-        return float(value)
-    fits = {"str": str, "int": int, "float": float, "bool": bool, "dict[str, Any]": dict}[kind.removesuffix(" | None")]
-    if not isinstance(value, fits) or (isinstance(value, bool) and fits is not bool):
-        raise ValueError(f"setting {key} must be of type {kind}; got {value!r}")
-    return value
-
-
 def _value(text: str) -> Any:
     """Numbers, true, false and null as JSON has them; anything else is text."""
     try:
@@ -164,8 +177,38 @@ def _value(text: str) -> Any:
         return text
 
 
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name} {value!r} is unknown; there are {', '.join(str(v) for v in allowed if v is not None)}"
-        )
+def _sentence(kind: type[Settings], error: Any) -> str:
+    """What pydantic found, in one line: what was got, what was expected."""
+    name, got = str(error["loc"][0]), error["input"]
+    if error["type"] == "missing":
+        return f"setting {name} is missing: {kind.model_fields[name].description}"
+    if error["type"] == "extra_forbidden":
+        return f"setting {name!r} is unknown; there are {', '.join(sorted(kind.model_fields))}"
+    field = kind.model_fields[name]
+    if error["type"] == "literal_error":
+        return f"{name} {got!r} is unknown; there are {', '.join(_choices(field.annotation))}"
+    if error["type"] in ("greater_than_equal", "less_than_equal", "greater_than"):
+        return f"{name} must be {_range(field)}; got {got}"
+    words = " or ".join(getattr(part, "__name__", str(part)) for part in _parts(field.annotation))
+    return f"setting {name} must be of type {words.replace('NoneType', 'None')}; got {got!r}"
+
+
+def _range(field: FieldInfo) -> str:
+    limits = {side: getattr(m, side) for m in field.metadata for side in ("ge", "gt", "le") if hasattr(m, side)}
+    if "ge" in limits and "le" in limits:
+        return f"between {limits['ge']} and {limits['le']}"
+    return f"at least {limits['ge']}" if "ge" in limits else f"above {limits['gt']}" if "gt" in limits else ""
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return next((get_args(part) for part in _parts(hint) if get_origin(part) is Literal), ())
+
+
+def _plain(hint: Any) -> Any:
+    """The type that a command line reads; choices are checked with all the rest, in the same words as in a file."""
+    part = next(part for part in _parts(hint) if part is not type(None))
+    return str if get_origin(part) is Literal else part

@@ -1,64 +1,97 @@
 """Run folders: training into one, resuming it to the same bits, and loading what it made.
 
-A folder holds config.json (the settings and the data's shape), checkpoint.pt (everything needed to go on),
-metrics.jsonl (a line per epoch), training.json (how it ended), and best / last / averaged.safetensors: plain state
+A folder holds config.json (the settings and what the data told the network), checkpoint.pt (everything needed to go
+on), metrics.jsonl (a line per epoch), training.json (how it ended), and best / last / averaged.safetensors: plain state
 dicts, usable without Sparring.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
-from sparring.app.settings import Experiment
-from sparring.attacks.catalogue import pgd
-from sparring.core.batches import Batches, hold_out
+from sparring.app.evaluate import stages_of
+from sparring.app.settings import GENERAL, TrainingSettings
+from sparring.core.batches import Augment, Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
+from sparring.core.registry import Named, named, options_of, parse, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
-from sparring.modalities import find
-from sparring.modalities import load as load_data
-from sparring.modalities.base import Dataset
-from sparring.threats import make_threat
+from sparring.modalities import find, find_data
+from sparring.modalities.base import Dataset, Modality
+from sparring.threats import THREATS, make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
-from sparring.training.schedules import SCHEDULES, Ramp, Ramped
+from sparring.training.recipes import RECIPES
+from sparring.training.schedules import SCHEDULES, Ramp
 
-VALIDATION_ATTACK = (partial(pgd, num_steps=10, step=0.25),)
+SCHEMA = "sparring.run/2"
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Observe = Callable[[TrainingState], bool | None]
 
 
-def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = None) -> TrainingResult:
+class _Job(NamedTuple):
+    """What the settings of a run name, read and built once."""
+
+    settings: TrainingSettings
+    data: Dataset
+    modality: Modality
+    model: nn.Module
+    threat: Any
+    recipe: Named
+
+
+def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
+    """The settings of a run from values by name. Options of its recipe and of the data's augmentation may stand beside
+    them, such as num_steps=3 or crop=4. Raises ValueError for what nobody knows or takes."""
+    own = {key: value for key, value in found.items() if key in TrainingSettings.model_fields}
+    settings, recipes = TrainingSettings(**own), _recipes(_modality(own))
+    recipe = _named_recipe(settings.recipe, recipes)
+    of_recipe = options_of(recipe.builder, recipe.given)
+    of_augment = _augment_options(_modality(own))
+    augment = dict(settings.augment or {})
+    for key, value in found.items():
+        if key in own:
+            continue
+        if key in of_augment:
+            augment[key] = value
+        elif key in of_recipe:
+            changed = named(parse(f"{recipe.name},{key}={text_of(value)}"), recipes, "recipe")
+            recipe = recipe.but(**changed.options)
+        else:
+            known = sorted({*TrainingSettings.model_fields, *of_augment, *of_recipe})
+            raise ValueError(f"setting {key!r} is unknown; with the recipe {recipe.name} there are {', '.join(known)}")
+    return settings.but(recipe=str(recipe), augment=augment or None)
+
+
+def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None = None) -> TrainingResult:
     """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
-    data = load_data(experiment.data)
-    experiment = experiment.completed(find(data.kind).presets(data))
-    model = _model(experiment, data.shape, data.num_classes)
-    config = {
-        "experiment": dataclasses.asdict(experiment),
-        "shape": list(data.shape),
-        "num_classes": data.num_classes,
-        "class_names": list(data.class_names),
-    }
+    data, modality, _ = find_data(settings.data)
+    job = _prepare(_completed(settings, data, modality), data, modality)
     existed = out.exists()
-    write_json(out / "config.json", config)
+    write_json(
+        out / "config.json",
+        {
+            "schema": SCHEMA, "settings": job.settings.model_dump(), "kind": data.kind, "given": dict(data.given),
+            "class_names": list(data.class_names),
+        },
+    )  # fmt: skip
     try:
-        return _run(experiment, data, model, out, None, observe)
+        return _run(job, out, None, observe)
     except Exception:
         if not (out / "checkpoint.pt").exists():  # nothing was learned: the folder is left as it was found
             (out / "config.json").unlink()
@@ -68,28 +101,34 @@ def start_run(experiment: Experiment, out: Path, *, observe: Observe | None = No
         raise
 
 
-def resume_run(out: Path, *, model: str | None = None, observe: Observe | None = None) -> TrainingResult:
+def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> TrainingResult:
     """Goes on with the run in `out` where its last checkpoint is; from the start when it has none.
 
-    A run of a network from a file needs `model` once more, see `load`.
+    asked: settings by name, which must be those of the run; what comes from a Python file must be among them, see
+    `load`. Raises ValueError.
     """
-    experiment = read_config(out)
-    _trusted(experiment, model, out)
-    data = load_data(experiment.data)
+    settings = read_config(out)
+    trusted(settings, out, asked, "data", "model", "threat", "recipe")
+    other = [key for key, value in asked.items() if settings_for({**settings.model_dump(), key: value}) != settings]
+    if other:
+        raise ValueError(
+            f"{out} holds a run with other settings: {', '.join(other)} differ. Leave them out to go on with it, or "
+            "choose another folder"
+        )
     state = _read_state(out / "checkpoint.pt")
-    start = dataclasses.replace(experiment, weights=None) if state else experiment  # the checkpoint has newer ones
-    network = _model(start, data.shape, data.num_classes)
-    return _run(experiment, data, network, out, state, observe)
+    start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
+    data, modality, _ = find_data(settings.data)
+    return _run(_prepare(start, data, modality)._replace(settings=settings), out, state, observe)
 
 
-def read_config(run: Path) -> Experiment:
+def read_config(run: Path) -> TrainingSettings:
     """The settings of a run folder."""
     try:
-        return Experiment(**_config(run)["experiment"])
-    except TypeError as error:
-        raise ValueError(
-            f"{run / 'config.json'} holds settings of another version of Sparring ({error}); train again"
-        ) from None
+        return TrainingSettings(**_config(run)["settings"])
+    except (TypeError, ValueError) as error:
+        if not (run / "config.json").exists() or "config.json" in str(error):
+            raise
+        raise ValueError(f"{run / 'config.json'} holds settings that this version cannot use: {error}") from None
 
 
 def load(run: str | Path, which: str = "best", *, model: str | None = None) -> nn.Module:
@@ -106,12 +145,11 @@ def load(run: str | Path, which: str = "best", *, model: str | None = None) -> n
         raise ValueError(
             f"{run} has no {which}.safetensors; it has {', '.join(there) or 'no weights yet: train first'}"
         )
-    experiment = read_config(run)
-    _trusted(experiment, model, run)
-    experiment = dataclasses.replace(experiment, weights=None, model=model or experiment.model)
-    network = _model(experiment, tuple(config["shape"]), config["num_classes"])
-    load_weights(network, weights)
-    return network.eval()
+    settings = read_config(run)
+    trusted(settings, run, {"model": model}, "model")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["given"].items()}
+    network = build_model(model or str(settings.model), find(config["kind"]).models, settings.seed, given)
+    return load_weights(network, weights).eval()
 
 
 def training_record(run: Path, which: str) -> dict[str, Any]:
@@ -122,15 +160,26 @@ def training_record(run: Path, which: str) -> dict[str, Any]:
         history = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(f"{lines} should hold a line for each epoch, but one is not valid JSON ({error})") from None
-    return {**record, "checkpoint": which, "config": _config(run)["experiment"], "history": history}
+    return {**record, "checkpoint": which, "config": _config(run)["settings"], "history": history}
 
 
 def _config(run: Path) -> dict[str, Any]:
-    if not (run / "config.json").exists():
+    path = run / "config.json"
+    if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no config.json; make one with sparring train --out {run}")
-    config = read_json(run / "config.json", "the settings of a run")
-    if not isinstance(config, dict) or not {"experiment", "shape", "num_classes"} <= set(config):
-        raise ValueError(f"{run / 'config.json'} should hold experiment, shape and num_classes of a run; train again")
+    config = read_json(path, "the settings of a run")
+    if isinstance(config, dict) and "experiment" in config:
+        old = config["experiment"] if isinstance(config["experiment"], dict) else {}
+        asked = " ".join(f"--{key} {old[key]}" for key in ("data", "threat", "recipe", "model", "seed") if key in old)
+        raise ValueError(
+            f"{path} is of Sparring 0.1, which this version cannot read; train again: sparring train --out NEW {asked}"
+        )
+    if (
+        not isinstance(config, dict)
+        or config.get("schema") != SCHEMA
+        or not {"settings", "kind", "given"} <= set(config)
+    ):
+        raise ValueError(f"{path} should hold schema {SCHEMA}, settings, kind and given of a run; train again")
     return config
 
 
@@ -148,56 +197,79 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def _trusted(experiment: Experiment, model: str | None, run: Path) -> None:
-    """Raises ValueError when the folder alone would decide which Python file is run."""
-    if model is None and ":" in str(experiment.model):
-        raise ValueError(
-            f"the network of {run} is built by {experiment.model}; loading it runs that file. If you trust "
-            f"it, name it: --model {experiment.model} (in Python: model=...)"
-        )
+def trusted(settings: TrainingSettings, run: Path, named_again: Mapping[str, Any], *kinds: str) -> None:
+    """Raises ValueError when a run folder alone would decide which Python file is run for one of these settings."""
+    for kind in kinds:
+        text = str(getattr(settings, kind))
+        if ".py:" in text and not named_again.get(kind):
+            what = "network" if kind == "model" else kind
+            raise ValueError(
+                f"the {what} of {run} is built by {text}; loading it runs that file. If you trust it, name it: "
+                f"--{kind} {text} (in Python: {kind}=...)"
+            )
 
 
-def _model(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    assert experiment.model is not None
-    given = {"shape": shape, "num_classes": num_classes}
-    model = build_model(experiment.model, find("images").models, experiment.seed, given)
-    if experiment.weights:
-        load_weights(model, Path(experiment.weights))
-    return model
+def _completed(settings: TrainingSettings, data: Dataset, modality: Modality) -> TrainingSettings:
+    """The settings with every None replaced by what suits the data, or else by the general default."""
+    of_augment = _augment_options(modality)
+    suited = {**GENERAL, **modality.presets(data)}
+    usual = {key: option.default for key, option in of_augment.items()}
+    augment = usual | {key: suited.pop(key) for key in of_augment if key in suited} | (settings.augment or {})
+    missing = {key: value for key, value in suited.items() if getattr(settings, key) is None}
+    return settings.but(**missing, augment=augment)
 
 
-def _run(
-    experiment: Experiment,
-    data: Dataset,
-    model: nn.Module,
-    out: Path,
-    state: dict[str, Any] | None,
-    observe: Observe | None,
-) -> TrainingResult:
-    e, machine = experiment, find_machine(experiment.device)
-    device = machine.device
-    model.to(device)
-    num_held = min(e.held_out, max(len(data.y_train) // 10, data.num_classes))
-    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=e.seed)
+def _prepare(settings: TrainingSettings, data: Dataset, modality: Modality) -> _Job:
+    """Everything that can be wrong with the settings says so here."""
+    model = build_model(str(settings.model), modality.models, settings.seed, data.given)
+    if settings.weights:
+        load_weights(model, Path(settings.weights))
+    threat = make_threat(settings.threat, data, model, {**THREATS, **modality.threats})
+    if not math.isfinite(threat.radius):
+        raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
+    recipe = _named_recipe(settings.recipe, _recipes(modality))
+    recipe(threat)
+    return _Job(settings, data, modality, model, threat, recipe)
+
+
+def _modality(found: Mapping[str, Any]) -> Modality:
+    return find_data(str(found.get("data", TrainingSettings.model_fields["data"].default))).modality
+
+
+def _recipes(modality: Modality) -> dict[str, Any]:
+    return {**RECIPES, **modality.recipes}
+
+
+def _named_recipe(text: str, recipes: Mapping[str, Any]) -> Named:
+    return named(text, recipes, "recipe")
+
+
+def _augment_options(modality: Modality) -> dict[str, Any]:
+    return options_of(modality.augment, ()) if modality.augment else {}
+
+
+def _augment(job: _Job) -> Augment | None:
+    """The augmentation with its options, checked as the grammar checks them."""
+    options, make = job.settings.augment or {}, job.modality.augment
+    if make is None:
+        return None
+    text = "".join(f",{key}={text_of(value)}" for key, value in options.items())
+    augment: Augment | None = named(parse(f"augment{text}"), {"augment": make}, "setting", given=())()
+    return augment
+
+
+def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | None) -> TrainingResult:
+    s, data, machine = job.settings, job.data, find_machine(job.settings.device)
+    model = machine.place(job.model)
+    assert s.epochs and s.batch_size and s.schedule and s.radius_ramp is not None  # `_completed` filled them
+    num_held = min(s.held_out, max(len(data.y_train) // 10, data.num_classes))
+    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=s.seed)
     x, y = machine.place(data.x_train), machine.place(data.y_train)
-    augment = find(data.kind).augment
-    assert e.epochs is not None and e.batch_size is not None and e.radius_ramp is not None and e.schedule is not None
     batches = Batches(
-        take(x, keep), y[keep], e.batch_size, seed=e.seed, shuffle=True, drop_last=len(keep) >= e.batch_size,
-        prepare=data.prepare, augment=augment(crop=e.crop or 0, flip=bool(e.flip)) if augment else None,
+        take(x, keep), y[keep], s.batch_size, seed=s.seed, shuffle=True, drop_last=len(keep) >= s.batch_size,
+        prepare=data.prepare, augment=_augment(job),
     )  # fmt: skip
-    validation = Batches(take(x, held), y[held], 500, prepare=data.prepare)
-    threat = make_threat(e.threat)
-    found = {finding.name for finding in preflight(model, *next(iter(validation)), threat).findings}
-    if "probabilities" in found:
-        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
-    if "one_logit" in found:
-        raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
-
-    def validate(candidate: Any) -> dict[str, float]:
-        found = measure(candidate, validation, threat, VALIDATION_ATTACK, seed=e.seed, curve=())
-        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
-
+    validate = _validation(job, model, Batches(take(x, held), y[held], 500, prepare=data.prepare))
     saved = time.monotonic()
 
     def watch(now: TrainingState) -> bool | None:
@@ -208,25 +280,38 @@ def _run(
             saved = time.monotonic()
         return stop
 
-    recipe: Any = e.build_recipe()
-    if hasattr(recipe, "attack"):
-        recipe = Ramped(recipe, Ramp(e.radius_ramp))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(e.seed)
+    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+        torch.manual_seed(s.seed)
         result = train(
-            model, batches, recipe, _optimizer(e, model), num_epochs=e.epochs, validate=validate,
-            score="clean_accuracy" if e.recipe == "standard" else "robust_accuracy", schedule=SCHEDULES[e.schedule],
-            averaging=e.averaging, seed=e.seed, resume=state,
-            save=lambda now: _save_epoch(out, now), observe=watch,
+            model, batches, job.recipe(job.threat), _optimizer(s, model), num_epochs=s.epochs, validate=validate,
+            score="clean_accuracy" if job.recipe.name == "standard" else "robust_accuracy",
+            schedule=SCHEDULES[s.schedule], radius_schedule=Ramp(s.radius_ramp), averaging=s.averaging, seed=s.seed,
+            resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
         )  # fmt: skip
-    _finish(out, e, result)
+    _finish(out, job, result)
     return result
 
 
-def _optimizer(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
-    assert experiment.learning_rate is not None and experiment.weight_decay is not None
-    rate, decay = experiment.learning_rate, experiment.weight_decay
-    if experiment.optimizer == "sgd":
+def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
+    """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits."""
+    found = {finding.name for finding in preflight(model, *next(iter(batches)), job.threat).findings}
+    if "probabilities" in found:
+        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
+    if "one_logit" in found:
+        raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
+    stages = stages_of(job.modality.validation, job.threat, job.modality)
+
+    def validate(candidate: Any) -> dict[str, float]:
+        found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
+        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
+
+    return validate
+
+
+def _optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    assert settings.learning_rate is not None and settings.weight_decay is not None
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
     return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
@@ -253,7 +338,7 @@ def _save_weights(path: Path, weights: Weights) -> None:
     write_atomically(path, lambda stream: stream.write(to_safetensors(plain)))
 
 
-def _finish(out: Path, experiment: Experiment, result: TrainingResult) -> None:
+def _finish(out: Path, job: _Job, result: TrainingResult) -> None:
     """How the run ended, and all its weights."""
     _save_history(out, result.history)
     for name in ("best", "last", "averaged"):
@@ -264,9 +349,9 @@ def _finish(out: Path, experiment: Experiment, result: TrainingResult) -> None:
     write_json(
         out / "training.json",
         {
-            "recipe": experiment.recipe,
-            "recipe_settings": experiment.recipe_options,
-            "epochs": experiment.epochs,
+            "recipe": job.recipe.name,
+            "recipe_settings": dict(job.recipe.options),
+            "epochs": job.settings.epochs,
             "seconds": round(result.seconds, 3),
             "best_epoch": result.best_epoch,
             "best": by_epoch.get(result.best_epoch),

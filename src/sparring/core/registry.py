@@ -171,8 +171,8 @@ def options_of(builder: Builder, given: tuple[str, ...] = ("threat",)) -> dict[s
     for p in inspect.signature(builder, eval_str=True).parameters.values():
         union = get_origin(p.annotation) in (Union, types.UnionType)
         kinds = [kind for hint in (get_args(p.annotation) if union else (p.annotation,)) if (kind := _kind(hint))]
-        if kinds and p.name not in given and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-            words = " or ".join(word for word, _, _ in kinds)
+        words = " or ".join(word for word, _, _ in kinds)
+        if words not in ("", "none") and p.name not in given and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
             choices = {name: value for _, several, _ in kinds for name, value in several.items()}
             first = p.kind is p.POSITIONAL_OR_KEYWORD and not any(option.positional for option in found.values())
             found[p.name] = Option(words, p.default, choices, _either([read for _, _, read in kinds]), first)
@@ -201,7 +201,7 @@ def text_of(value: Any) -> str:
         over_255 = round(value * 255) if abs(value) < 1e6 else 0
         exact = f"{over_255}/255" if over_255 / 255 == value else repr(value)
         return f"{value:g}" if float(f"{value:g}") == value else exact
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if text and not re.search(r'[,:="\s]', text) else '"' + text.replace('"', '""') + '"'
 
 

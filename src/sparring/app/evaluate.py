@@ -1,0 +1,188 @@
+"""`sparring.evaluate`: what the command `sparring evaluate` measures, for models and batches in memory."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
+from sparring.certify import SmoothedNet, SmoothingBound
+from sparring.checks.battery import examine
+from sparring.core.files import write_text
+from sparring.core.machine import Machine
+from sparring.core.registry import Named, options_of
+from sparring.core.types import Inputs, Model, map_inputs
+from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.measure import ALONE, CURVE, Evaluation, measure
+from sparring.evaluation.preflight import Preflight, preflight
+from sparring.modalities import find
+from sparring.modalities.base import Modality
+from sparring.report import write_report
+from sparring.results.findings import Finding, verdict
+from sparring.results.write import write_results
+from sparring.threats import L2
+from sparring.threats.base import ThreatModel
+
+COSTLY = ("fab", "fab-t", "square")
+
+
+@dataclass
+class CheckedEvaluation(Evaluation):
+    """An evaluation with what its results say beside it.
+
+    checks: what the battery cost, whose findings are among those of the evaluation; None where it did not run.
+    no_certificate: why there is no lower bound. class_names: for tables and pages.
+    """
+
+    checks: dict[str, Any] | None = None
+    no_certificate: str = ""
+    class_names: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str | None:
+        """TRUSTED, SUSPECT or INVALID by the findings; None where no check was made."""
+        return None if self.checks is None else verdict(self.findings)
+
+    def save(self, folder: str | Path, *, name: str = "model", **about: Any) -> dict[str, Any]:
+        """Writes results.json, examples.csv, gallery.npz and report.html; returns what results.json holds.
+
+        about: more of what the results tell: model, data, training (dictionaries), command, device.
+        """
+        folder = Path(folder)
+        table: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **about}
+        record = write_results(
+            folder, self, name=name, class_names=self.class_names, sanity=self.checks,
+            no_certificate=self.no_certificate, **table,
+        )  # fmt: skip
+        write_report([folder], folder / "report.html")
+        return record
+
+    def report(self, path: str | Path, *, name: str = "model", **about: Any) -> Path:
+        """Writes the page alone, for people; see `save`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder, name=name, **about)
+            write_text(Path(path), (Path(folder) / "report.html").read_text(encoding="utf-8"))
+        return Path(path)
+
+
+def evaluate(
+    model: Model,
+    batches: Iterable[tuple[Inputs, Tensor]],
+    threat: ThreatModel,
+    attacks: str | Sequence[Any] = "fast",
+    *,
+    seed: int = 0,
+    certify: Literal["auto", "interval", "none"] = "auto",
+    smooth: float | None = None,
+    checks: bool = True,
+    curve: Sequence[float] = CURVE,
+    class_names: Sequence[str] = (),
+    modality: Modality | None = None,
+    keep: Path | None = None,
+    about: str = "",
+    machine: Machine = ALONE,
+    observe: Any = None,
+) -> CheckedEvaluation:
+    """Clean, robust and certified accuracy with findings that say whether to believe them: `measure`, and the battery.
+
+    batches: (x, y) pairs, read once. attacks: a plan, a list as text, or stages (see `measure`). The security curve
+    runs them with one restart each, and without the costly ones (FAB, Square, and what is kept for a few examples).
+    certify: interval demands a bound, auto takes one where there is one. smooth: judge the model under that much
+    Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input, images unless given.
+    machine: where several processes share the work (then only rank 0 runs the battery). Raises ValueError
+    (PreflightError among them), TypeError, RuntimeError.
+
+    >>> from sparring import Linf
+    >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
+    >>> evaluate(model, data, Linf(0.1), "fgsm").verdict in ("TRUSTED", "SUSPECT", "INVALID")
+    True
+    """
+    pairs = [(x, y) for x, y in batches if len(y)]
+    if not pairs:
+        raise ValueError("there is nothing to evaluate: not one batch was given")
+    modality = modality or find("images")
+    stages = stages_of(attacks, threat, modality) if isinstance(attacks, str) else list(attacks)
+    checked = preflight(model, *pairs[0], threat)
+    bound, no_certificate = _certificate(certify, modality, checked.model, threat, smooth)
+    if smooth:
+        checked = Preflight(SmoothedNet(checked.model, smooth), checked.findings)
+    found = measure(
+        checked, pairs, threat, stages, seed=seed, curve=curve, curve_stages=for_curve(stages), certify=bound,
+        keep=keep, about=about, machine=machine, observe=observe,
+    )  # fmt: skip
+    names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
+    evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)
+    if machine.rank == 0:
+        evaluation.findings += _missing(evaluation.table["label"], len(names))
+        if checks:
+            if observe:
+                observe(Progress(len(found.table["label"]), len(pairs), 0, found.cost, "checks", 1.0))
+            _check(evaluation, checked.model if smooth else model, pairs)
+    return evaluation
+
+
+def stages_of(text: str, threat: ThreatModel, modality: Modality) -> tuple[Stage, ...]:
+    """The stages that a text names for a kind of input."""
+    return make_plan(text, threat, {**ATTACKS, **modality.attacks}, {**PLANS, **modality.plans})
+
+
+def for_curve(stages: Sequence[Any]) -> list[Any]:
+    """What the security curve can afford at each of its radii."""
+
+    def light(stage: Any) -> bool:
+        costly = getattr(getattr(stage, "attack", None), "name", "") in COSTLY
+        return not costly and (getattr(stage, "margin_at_most", None) or 1) >= 0.5
+
+    return [_once(stage) for stage in stages if light(stage)] or [_once(stage) for stage in stages]
+
+
+def _once(stage: Any) -> Any:
+    """The stage with one restart, where its attack has restarts."""
+    attack = getattr(stage, "attack", None)
+    if not isinstance(attack, Named) or "restarts" not in options_of(attack.builder, attack.given):
+        return stage
+    return replace(stage, attack=attack.but(restarts=1))
+
+
+def _certificate(
+    how: str, modality: Modality, model: Any, threat: ThreatModel, smooth: float | None
+) -> tuple[Any, str]:
+    """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
+    if how not in ("auto", "interval", "none"):
+        raise ValueError(f"certify={how!r}; expected auto, interval or none")
+    if smooth and type(threat) is not L2:
+        raise ValueError(f"--smooth certifies L2 radii; the threat is {type(threat).__name__}: take one such as l2:0.5")
+    if smooth and how == "interval":
+        raise ValueError("interval bounds do not reach through the noise of --smooth; leave out --certify interval")
+    if how == "none":
+        return None, "none was asked for"
+    if smooth:
+        return SmoothingBound(model, smooth), ""
+    bound, reason = modality.certify(model, threat)
+    if reason and how == "interval":
+        raise ValueError(f"{reason}; leave out --certify interval")
+    return bound, reason
+
+
+def _missing(label: Tensor, num_classes: int) -> list[Finding]:
+    """A note where classes do not occur."""
+    seen = len(label.unique())
+    sentence = f"Only {seen} of {num_classes} classes occur in the {len(label)} examples that were tried."
+    return [Finding("missing classes", sentence, {"seen": seen})] if seen < num_classes else []
+
+
+def _check(evaluation: CheckedEvaluation, model: Any, pairs: Sequence[tuple[Inputs, Tensor]]) -> None:
+    """Adds what the battery finds to the findings, and what it cost."""
+    started = time.monotonic()
+    xs, y = [x for x, _ in pairs], torch.cat([y for _, y in pairs])
+    x = map_inputs(lambda *parts: torch.cat(parts), *xs)
+    evaluation.findings += examine(model, x, y, evaluation.threat, evaluation, seed=evaluation.seed)
+    evaluation.checks = {"seconds": round(time.monotonic() - started, 3)}
