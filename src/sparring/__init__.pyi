@@ -1,5 +1,6 @@
 """The public names and where they come from, for type checkers; `__init__.py` reads its table from here."""
 
+from sparring.app.evaluate import evaluate as evaluate
 from sparring.app.train_run import load as load
 from sparring.attacks.around import Averaged as Averaged
 from sparring.attacks.around import Restarts as Restarts

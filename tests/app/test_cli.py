@@ -424,7 +424,7 @@ def test_a_binary_model_with_one_logit_is_handled_and_told(shop: Path, tmp_path:
     verdicts = []
     for name in ("one_logit", "as_two"):
         torch.manual_seed(3)  # the same weights twice
-        arguments = words(f"{OWN}{name} --data {tmp_path}/binary.npz --no-sanity", shop, tmp_path / name)
+        arguments = words(f"{OWN}{name} --data {tmp_path}/binary.npz --no-checks", shop, tmp_path / name)
         outcome = sparring(*arguments)
         assert outcome.code == 0, outcome.err
         assert ("note: The model returns one number for each input" in outcome.err) == (name == "one_logit")

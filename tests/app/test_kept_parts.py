@@ -59,7 +59,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluation(shop: Path, out: Path, *more: str) -> list[str]:
     return [
         "evaluate", "--model", f"{shop}/nets.py:make", "--weights", f"{shop}/weights.pt", "--data", f"{shop}/tiny.npz",
-        "--threat", "linf:0.1", "--attacks", "fgsm,pgd:num_steps=3,restarts=2", "--batch-size", "10", "--no-sanity",
+        "--threat", "linf:0.1", "--attacks", "fgsm,pgd:num_steps=3,restarts=2", "--batch-size", "10", "--no-checks",
         "--out", str(out), *more,
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from kill_and_resume import RUN, Kill, differences, killed_run, plans, reference, run_trial
-from sparring.app.settings import Experiment
+from sparring.app.settings import TrainingSettings
 from sparring.app.train_run import resume_run, start_run
 
 
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def undisturbed(arguments: tuple[str, ...], out: Path) -> None:
     """The reference, in this process."""
     options = {"data": arguments[1], "threat": "linf:0.1", "epochs": 4, "batch_size": 9, "model": "mlp"}
-    start_run(Experiment(**options, averaging=0.9, recipe_options={"num_steps": 2}), out)
+    start_run(TrainingSettings(**options, averaging=0.9, recipe="pgd-at:num_steps=2"), out)
 
 
 def test_three_kills_inside_writes_and_epochs(tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_interrupted_at_every_batch(tiny: tuple[str, ...], tmp_path: Path) -> No
         return True
 
     options = {"data": tiny[1], "threat": "linf:0.1", "epochs": 4, "batch_size": 9, "model": "mlp"}
-    result = start_run(Experiment(**options, averaging=0.9, recipe_options={"num_steps": 2}), out, observe=stop)
+    result = start_run(TrainingSettings(**options, averaging=0.9, recipe="pgd-at:num_steps=2"), out, observe=stop)
     while result.stopped:
         result = resume_run(out, observe=stop)
     assert steps == list(range(1, 25))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,10 @@ from torch import nn
 
 import sparring
 from sparring.app import train_run as runs
-from sparring.app.settings import Experiment
+from sparring.app.settings import TrainingSettings
 from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
-from sparring.modalities import load as load_data
 from sparring.modalities.images import build
-from sparring.modalities.images.presets import presets
 
 FILES = [
     "averaged.safetensors", "best.safetensors", "checkpoint.pt", "config.json", "last.safetensors", "metrics.jsonl",
@@ -49,12 +46,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def tiny(data: str, **options: Any) -> Experiment:
+def tiny(data: str, **options: Any) -> TrainingSettings:
     settings = {
         "threat": "linf:0.1", "model": "mlp", "epochs": 2, "batch_size": 9, "averaging": 0.9, "device": "cpu",
-        "recipe_options": {"num_steps": 2},
+        "recipe": "pgd-at:num_steps=2",
     }  # fmt: skip
-    return Experiment(data=data, **{**settings, **options})
+    return TrainingSettings(data=data, **{**settings, **options})
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +84,15 @@ def test_a_run_leaves_these_files(finished: Path) -> None:
 
 def test_the_config_is_complete(data: str, finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
-    assert set(config) == {"experiment", "shape", "num_classes", "class_names"}
-    assert config["shape"] == [5] and config["num_classes"] == 3 and len(config["class_names"]) == 3
-    assert [name for name, value in config["experiment"].items() if value is None] == ["weights"]
-    assert set(config["experiment"]) == {f.name for f in dataclasses.fields(Experiment)}
-    assert read_config(finished) == tiny(data).completed(presets(load_data(data)))
+    assert set(config) == {"schema", "settings", "kind", "given", "class_names"}
+    assert config["given"] == {"shape": [5], "num_classes": 3} and len(config["class_names"]) == 3
+    assert config["schema"] == "sparring.run/2" and config["kind"] == "images"
+    assert [name for name, value in config["settings"].items() if value is None] == ["weights"]
+    assert set(config["settings"]) == set(TrainingSettings.model_fields)
+    read = read_config(finished)
+    asked = tiny(data).model_dump(exclude_none=True)
+    assert {name: getattr(read, name) for name in asked} == asked
+    assert (read.learning_rate, read.schedule, read.augment) == (2e-3, "one-cycle", {"crop": 0, "flip": False})
 
 
 @pytest.mark.parametrize("which", ["best", "last", "averaged"])
@@ -271,7 +272,7 @@ def test_starting_weights_are_used(data: str, tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{", "not valid JSON"), ("[]", "should hold experiment, shape"), ('{"shape": [5]}', "should hold experiment")],
+    [("{", "not valid JSON"), ("[]", "should hold schema"), ('{"schema": "sparring.run/2"}', "should hold schema")],
 )
 def test_a_config_that_is_none(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
@@ -281,10 +282,16 @@ def test_a_config_that_is_none(tmp_path: Path, text: str, sentence: str) -> None
 
 def test_settings_of_another_version(finished: Path, tmp_path: Path) -> None:
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
-    config["experiment"]["colour"] = "red"
+    config["settings"]["colour"] = "red"
     write_json(tmp_path / "config.json", config)
-    with pytest.raises(ValueError, match="another version"):
+    with pytest.raises(ValueError, match="cannot use: setting 'colour' is unknown"):
         read_config(tmp_path)
+    old = {"data": "digits", "threat": "linf:0.2", "recipe": "trades", "model": "mlp", "seed": 3, "epochs": 5}
+    write_json(tmp_path / "config.json", {"experiment": old, "shape": [1, 8, 8], "num_classes": 10})
+    remake = "sparring train --out NEW --data digits --threat linf:0.2 --recipe trades --model mlp --seed 3"
+    for refused in (read_config, sparring.load, resume_run):
+        with pytest.raises(ValueError, match=rf"of Sparring 0\.1.*{remake}"):
+            refused(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["bytes", "half", "list", "keys"])

@@ -21,6 +21,7 @@ from sparring.core.machine import Machine
 from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.bounds import Certify
 from sparring.evaluation.measure import ALONE, CURVE, Evaluation, measure
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.modalities import find
@@ -80,7 +81,7 @@ def evaluate(
     attacks: str | Sequence[Any] = "fast",
     *,
     seed: int = 0,
-    certify: Literal["auto", "interval", "none"] = "auto",
+    certify: Literal["auto", "interval", "none"] | Certify = "auto",
     smooth: float | None = None,
     checks: bool = True,
     curve: Sequence[float] = CURVE,
@@ -95,10 +96,10 @@ def evaluate(
 
     batches: (x, y) pairs, read once. attacks: a plan, a list as text, or stages (see `measure`). The security curve
     runs them with one restart each, and without the costly ones (FAB, Square, and what is kept for a few examples).
-    certify: interval demands a bound, auto takes one where there is one. smooth: judge the model under that much
-    Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input, images unless given.
-    machine: where several processes share the work (then only rank 0 runs the battery). Raises ValueError
-    (PreflightError among them), TypeError, RuntimeError.
+    certify: auto takes a bound where there is one, interval demands it; or a function, see `measure`. smooth: judge the
+    model under that much Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input,
+    images unless given. machine: where several processes share the work (then only rank 0 runs the battery). Raises
+    ValueError (PreflightError among them), TypeError, RuntimeError.
 
     >>> from sparring import Linf
     >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
@@ -153,9 +154,11 @@ def _once(stage: Any) -> Any:
 
 
 def _certificate(
-    how: str, modality: Modality, model: Any, threat: ThreatModel, smooth: float | None
+    how: Any, modality: Modality, model: Any, threat: ThreatModel, smooth: float | None
 ) -> tuple[Any, str]:
     """The certificate of a margin and "", or None and why there is none. Raises ValueError where it was demanded."""
+    if callable(how):
+        return how, ""
     if how not in ("auto", "interval", "none"):
         raise ValueError(f"certify={how!r}; expected auto, interval or none")
     if smooth and type(threat) is not L2:
