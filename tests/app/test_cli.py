@@ -133,7 +133,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (w / name / file).write_bytes(content)
     torch.save([1, 2], w / "checkpoint_list" / "checkpoint.pt")
     config = json.loads((w / "run" / "config.json").read_text())
-    (w / "config_shape" / "config.json").write_text(json.dumps({**config, "shape": [7]}))
+    (w / "config_shape" / "config.json").write_text(json.dumps({**config, "given": {"shape": [7], "num_classes": 3}}))
     config["settings"]["speed"] = 3
     (w / "config_key" / "config.json").write_text(json.dumps(config))
     shutil.copytree(w / "run", w / "unfinished")
@@ -225,7 +225,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown option": (f"{TRAIN} --epoch 3", ("--epoch", "--epochs")),
     "missing --out": ("train --data digits --threat linf:0.1", ("--out",)),
     "missing --threat": ("train --out {out} --data digits", ("--threat linf:0.2",)),
-    "unknown device": (f"{TRAIN} --device gpu7", ("'gpu7'", "cpu, cuda, mps")),
+    "unknown device": (f"{TRAIN} --device gpu7", ("'gpu7' is not available here", "cpu")),
     "absent device": (f"{TRAIN} --device mps", ("'mps' is not available", "cpu")),
     "absent device, evaluate": (f"{RUN} --device mps", ("'mps' is not available", "cpu")),
     # settings
@@ -335,8 +335,8 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluate with two models": (f"{RUN} --model mlp", ("its own model and weights",)),
     "evaluate without data": ("evaluate --out {out} --model {w}/nets.py:good", ("--data", "--threat")),
     "num-examples zero": (f"{RUN} --num-examples 0", ("at least 1", "0")),
-    "batch size zero, evaluate": (f"{RUN} --batch-size 0", ("batch size", "at least 1", "0")),
-    "unknown certificate": (f"{RUN} --certify magic", ("'magic'", "auto, interval or none")),
+    "batch size zero, evaluate": (f"{RUN} --batch-size 0", ("batch_size", "at least 1", "0")),
+    "unknown certificate": (f"{RUN} --certify magic", ("'magic'", "auto, interval, none")),
     "no rule for a certificate": (f"{OWN}good --certify interval", ("no rule for", "Odd", "leave out")),
     "unknown split": (f"{RUN} --split validation", ("'validation'", "test, train")),
     "data of another shape": (f"{RUN} --data digits", ("the model fails on inputs", "1, 8, 8)")),

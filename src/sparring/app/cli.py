@@ -215,12 +215,13 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
         if resume:
             result = runs.resume_run(out, observe=observe, **asked)
         else:
-            _say_taken(asked["data"])
             result = runs.start_run(runs.settings_for(asked), out, observe=observe)
     if result.stopped:
         _say(result.stopped)
         _say(hint if interrupted() else f"what was learned before is in {out}")
         raise SystemExit(130 if interrupted() else 1)
+    if not resume:
+        _say_taken(asked["data"])
     best = result.history[result.best_epoch]
     _say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
@@ -238,7 +239,6 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
     if not speak:
         evaluate_folder(subject, out, settings, command=command)
         return
-    _say_taken(settings.data)
     with suppress(ValueError, OSError):  # none there, or one that cannot be read
         old = read_results(out / "results.json")
         _say(f"replacing the results in {out}: {old['threat']}, n = {old['robust_accuracy']['n']}")
@@ -258,6 +258,7 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
                 _say("the finished batches are kept; the same command goes on with them")
             raise
     assert record is not None  # only silent processes get none
+    _say_taken(settings.data)
     _say_results(record)
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.checks.battery import examine
 from sparring.core.files import write_text
@@ -110,7 +109,7 @@ def evaluate(
     if not pairs:
         raise ValueError("there is nothing to evaluate: not one batch was given")
     modality = modality or find("images")
-    stages = stages_of(attacks, threat, modality) if isinstance(attacks, str) else list(attacks)
+    stages = modality.make_plan(attacks, threat) if isinstance(attacks, str) else list(attacks)
     checked = preflight(model, *pairs[0], threat)
     bound, no_certificate = _certificate(certify, modality, checked.model, threat, smooth)
     if smooth:
@@ -128,11 +127,6 @@ def evaluate(
                 observe(Progress(len(found.table["label"]), len(pairs), 0, found.cost, "checks", 1.0))
             _check(evaluation, checked.model if smooth else model, pairs)
     return evaluation
-
-
-def stages_of(text: str, threat: ThreatModel, modality: Modality) -> tuple[Stage, ...]:
-    """The stages that a text names for a kind of input."""
-    return make_plan(text, threat, {**ATTACKS, **modality.attacks}, {**PLANS, **modality.plans})
 
 
 def for_curve(stages: Sequence[Any]) -> list[Any]:

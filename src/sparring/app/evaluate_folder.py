@@ -13,13 +13,12 @@ from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
 from sparring.app import train_run as runs
-from sparring.app.evaluate import evaluate, stages_of
+from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
 from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.shelf import OtherSettings, Shelf
 from sparring.modalities import find_data
-from sparring.threats import THREATS, make_threat
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ def evaluate_folder(
     """
     s, machine = settings, find_machine(settings.device)
     dataset, modality, _ = find_data(s.data)
-    threat = make_threat(s.threat, dataset, subject.model, {**THREATS, **modality.threats})
-    stages = stages_of(s.attacks, threat, modality)
+    threat = modality.make_threat(s.threat, dataset, subject.model)
+    stages = modality.make_plan(s.attacks, threat)
     batches = dataset.batches(s.split, s.batch_size, s.num_examples)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
     model, shelf = machine.place(subject.model), Shelf(out / "parts", {})

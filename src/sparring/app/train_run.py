@@ -20,7 +20,6 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
-from sparring.app.evaluate import stages_of
 from sparring.app.settings import GENERAL, TrainingSettings
 from sparring.core.batches import Augment, Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
@@ -31,9 +30,7 @@ from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.modalities import find, find_data
 from sparring.modalities.base import Dataset, Modality
-from sparring.threats import THREATS, make_threat
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
-from sparring.training.recipes import RECIPES
 from sparring.training.schedules import SCHEDULES, Ramp
 
 SCHEMA = "sparring.run/2"
@@ -57,19 +54,17 @@ def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
     """The settings of a run from values by name. Options of its recipe and of the data's augmentation may stand beside
     them, such as num_steps=3 or crop=4. Raises ValueError for what nobody knows or takes."""
     own = {key: value for key, value in found.items() if key in TrainingSettings.model_fields}
-    settings, recipes = TrainingSettings(**own), _recipes(_modality(own))
-    recipe = _named_recipe(settings.recipe, recipes)
-    of_recipe = options_of(recipe.builder, recipe.given)
-    of_augment = _augment_options(_modality(own))
-    augment = dict(settings.augment or {})
+    settings = TrainingSettings(**own)
+    modality = find_data(settings.data).modality
+    recipe, augment = modality.named_recipe(settings.recipe), dict(settings.augment or {})
+    of_recipe, of_augment = options_of(recipe.builder, recipe.given), _augment_options(modality)
     for key, value in found.items():
         if key in own:
             continue
         if key in of_augment:
             augment[key] = value
         elif key in of_recipe:
-            changed = named(parse(f"{recipe.name},{key}={text_of(value)}"), recipes, "recipe")
-            recipe = recipe.but(**changed.options)
+            recipe = recipe.but(**modality.named_recipe(f"{recipe.name},{key}={text_of(value)}").options)
         else:
             known = sorted({*TrainingSettings.model_fields, *of_augment, *of_recipe})
             raise ValueError(f"setting {key!r} is unknown; with the recipe {recipe.name} there are {', '.join(known)}")
@@ -224,24 +219,12 @@ def _prepare(settings: TrainingSettings, data: Dataset, modality: Modality) -> _
     model = build_model(str(settings.model), modality.models, settings.seed, data.given)
     if settings.weights:
         load_weights(model, Path(settings.weights))
-    threat = make_threat(settings.threat, data, model, {**THREATS, **modality.threats})
+    threat = modality.make_threat(settings.threat, data, model)
     if not math.isfinite(threat.radius):
         raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
-    recipe = _named_recipe(settings.recipe, _recipes(modality))
+    recipe = modality.named_recipe(settings.recipe)
     recipe(threat)
     return _Job(settings, data, modality, model, threat, recipe)
-
-
-def _modality(found: Mapping[str, Any]) -> Modality:
-    return find_data(str(found.get("data", TrainingSettings.model_fields["data"].default))).modality
-
-
-def _recipes(modality: Modality) -> dict[str, Any]:
-    return {**RECIPES, **modality.recipes}
-
-
-def _named_recipe(text: str, recipes: Mapping[str, Any]) -> Named:
-    return named(text, recipes, "recipe")
 
 
 def _augment_options(modality: Modality) -> dict[str, Any]:
@@ -299,7 +282,7 @@ def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any]
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
     if "one_logit" in found:
         raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
-    stages = stages_of(job.modality.validation, job.threat, job.modality)
+    stages = job.modality.make_plan(job.modality.validation, job.threat)
 
     def validate(candidate: Any) -> dict[str, float]:
         found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())

@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
-from sparring.core.registry import Builder
+from sparring.core.registry import Builder, Named, named
 from sparring.core.types import Inputs, map_inputs
+from sparring.threats import THREATS, ThreatModel, make_threat
+from sparring.training.recipes import RECIPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,3 +86,15 @@ class Modality:
     certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
     metrics: Callable[..., Any] | None = None
     show: Callable[..., str] | None = None
+
+    def make_threat(self, text: str, data: Dataset | None = None, model: Any = None) -> ThreatModel:
+        """The threat that a text names, from the own and the shared ones."""
+        return make_threat(text, data, model, {**THREATS, **self.threats})
+
+    def make_plan(self, text: str, threat: ThreatModel) -> tuple[Stage, ...]:
+        """The stages that a text names, from the own and the shared attacks and plans."""
+        return make_plan(text, threat, {**ATTACKS, **self.attacks}, {**PLANS, **self.plans})
+
+    def named_recipe(self, text: str) -> Named:
+        """The training recipe that a text names, waiting for a threat."""
+        return named(text, {**RECIPES, **self.recipes}, "recipe")
