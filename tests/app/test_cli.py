@@ -236,7 +236,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "recipe option of another": (f"{TRAIN} --recipe pgd-at --set beta=6", ("'beta' is unknown", "num_steps")),
     "recipe option of wrong type": (f"{TRAIN} --set num_steps=many", ("num_steps", "many")),
     "recipe option out of range": (f"{TRAIN} --recipe mixed --set share=3", ("share", "(0, 1]")),
-    "craft mode": (f"{TRAIN} --set craft_mode=wild", ("'wild'", "'train'")),
+    "craft mode": (f"{TRAIN} --set craft_mode=wild", ("'wild'", "eval, train, keep")),
     "averaging of one": (f"{TRAIN} --set averaging=1", ("averaging", "0.999999")),
     "averaging of zero": (f"{TRAIN} --set averaging=0 --epochs 0", ("epochs",)),
     "epochs zero": (f"{TRAIN} --epochs 0", ("epochs must be between 1",)),

@@ -382,7 +382,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return w
 
 
-FAST = ("--attacks", "fgsm", "--no-sanity")
+FAST = ("--attacks", "fgsm", "--no-checks")
 
 
 def evaluate(w: Path, out: Path, *options: str) -> Any:

@@ -21,6 +21,7 @@ from torch import nn
 
 from sparring.adapters.files import build_model, load_weights
 from sparring.app.settings import GENERAL, TrainingSettings
+from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
@@ -31,7 +32,7 @@ from sparring.evaluation.preflight import preflight
 from sparring.modalities import find, find_data
 from sparring.modalities.base import Dataset, Modality
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
-from sparring.training.schedules import SCHEDULES, Ramp
+from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
 SCHEMA = "sparring.run/2"
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -263,12 +264,15 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
             saved = time.monotonic()
         return stop
 
+    recipe = job.recipe(job.threat)
+    if part_of(getattr(recipe, "attack", None), "threat") is not None:
+        recipe = Ramped(recipe, Ramp(s.radius_ramp))
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
-            model, batches, job.recipe(job.threat), _optimizer(s, model), num_epochs=s.epochs, validate=validate,
+            model, batches, recipe, _optimizer(s, model), num_epochs=s.epochs, validate=validate,
             score="clean_accuracy" if job.recipe.name == "standard" else "robust_accuracy",
-            schedule=SCHEDULES[s.schedule], radius_schedule=Ramp(s.radius_ramp), averaging=s.averaging, seed=s.seed,
+            schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
             resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
         )  # fmt: skip
     _finish(out, job, result)

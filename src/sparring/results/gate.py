@@ -160,7 +160,7 @@ def _drops(record: Record, demands: Demands) -> Iterator[Check]:
 
 def _notes(record: Record, demands: Demands) -> Iterator[str]:
     if record.get("verdict") is None and not demands.require_verdict:
-        yield "there is no verdict in this file (an older version, or --no-sanity): nobody checked whether it holds"
+        yield "there is no verdict in this file (an older version, or --no-checks): nobody checked whether it holds"
     base = demands.baseline
     if base is None:
         return
