@@ -19,7 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from common import Lines, provenance, table
 from reference import reference
-from sparring import Ball, evaluate
+from sparring import Ball, measure
 from sparring.app import train_run as runs
 from sparring.attacks.plans import PLANS, make_plan
 from sparring.modalities import load as load_data
@@ -46,7 +46,7 @@ def part(run: Path, method: str, first: int, last: int) -> dict[str, Any]:
 def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Ball, protocol: str) -> dict[str, Any]:
     """The same record as the reference's, from `evaluate` without its curve."""
     started, cpu_started = time.perf_counter(), time.process_time()
-    found = evaluate(model, [(x, y)], threat, make_plan(protocol, threat), curve=())
+    found = measure(model, [(x, y)], threat, make_plan(protocol, threat), curve=())
     return {
         "clean": found.table["correct"].tolist(),
         "members": [{"name": a.name, "standing": a.standing_after, "cost": a.cost} for a in found.attacks],

@@ -20,8 +20,8 @@ from sparring.core.machine import Machine
 from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.bounds import Certify
 from sparring.evaluation.measure import ALONE, CURVE, Evaluation, measure
+from sparring.evaluation.one_batch import Certify
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.modalities import find
 from sparring.modalities.base import Modality

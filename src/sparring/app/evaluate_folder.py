@@ -17,7 +17,7 @@ from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
 from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.shelf import OtherSettings, Shelf
+from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
 
 
@@ -71,7 +71,7 @@ def evaluate_folder(
     stages = modality.make_plan(s.attacks, threat)
     batches = dataset.batches(s.split, s.batch_size, s.num_examples)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
-    model, shelf = machine.place(subject.model), Shelf(out / "parts", {})
+    model, keep = machine.place(subject.model), out / "parts"
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, _code(subject.architecture)]
     pairs = list(batches)
@@ -79,7 +79,7 @@ def evaluate_folder(
     def run() -> Any:
         return evaluate(
             model, pairs, threat, stages, seed=s.seed, certify=s.certify, smooth=s.smooth, checks=s.checks,
-            class_names=dataset.class_names, modality=modality, keep=shelf.folder, about=json.dumps(told),
+            class_names=dataset.class_names, modality=modality, keep=keep, about=json.dumps(told),
             machine=machine, observe=observe,
         )  # fmt: skip
 
@@ -87,7 +87,7 @@ def evaluate_folder(
         evaluation = run()
     except OtherSettings:  # of an evaluation that is not wanted any more
         if machine.rank == 0:  # the others wait for it at the start of the second call
-            shelf.clear()
+            clear(keep)
         evaluation = run()
     if machine.rank:
         return None
@@ -102,7 +102,7 @@ def evaluate_folder(
             "class_names": list(dataset.class_names),
         },
     )  # fmt: skip
-    shelf.clear()
+    clear(keep)
     return record
 
 
