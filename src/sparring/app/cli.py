@@ -209,7 +209,7 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
     with interrupts(_say) as interrupted, ProgressLine(out.name) as line:
 
         def observe(state: Any) -> bool:
-            line.show(state.step, training_note(state), total=state.total)
+            line.show(state.step, lambda: training_note(state), total=state.total)
             return interrupted()
 
         if resume:

@@ -62,14 +62,14 @@ class ProgressLine:
             parts.append(f"{spent:.0f} s,")
             if total is not None and done > 0:
                 parts.append(f"about {spent / done * (total - done):.0f} s left,")
-            print(" ".join([*parts, note]).rstrip(" ,"), file=sys.stderr, flush=True)
+            print(" ".join([*parts, note() if callable(note) else note]).rstrip(" ,"), file=sys.stderr, flush=True)
 
 
 def training_note(state: Any) -> str:
     """What a line on training tells."""
     last = state.history[-1] if state.history else {}
     robust = f", robust {last['robust_accuracy']:.1%}" if "robust_accuracy" in last else ""
-    return f"epoch {state.epoch + 1}, loss {state.loss_sum / max(1, state.seen):.3f}{robust}"
+    return f"epoch {state.epoch + 1}, loss {state.figures.get('loss', 0.0):.3f}{robust}"
 
 
 def evaluation_note(now: Any) -> str:
