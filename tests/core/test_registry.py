@@ -172,6 +172,7 @@ def test_numbers_come_back_to_the_bit(value: float) -> None:
         ("ball:1,box=none,box=0..1", "gives an option twice"),
         ("climb:20", "climb takes options KEY=VALUE alone: num_steps, step"),
         ("climb:num_steps=2.5", "num_steps='2.5' is not a whole number"),
+        ("climb:rescale=none", "rescale='none' is not true or false"),
         ("climb:rescale=yes", "rescale='yes' is not true or false"),
         ("climb:objective=dlrr", "objective='dlrr' is not one of ce, margin, dlr, kl"),
         ("climb:norm=l7", "norm='l7' is not one of l2, linf"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,16 +40,13 @@ class _Climb(NamedTuple):
     interval: int
 
 
-def _remember(state: _Climb, z: Tensor, seen: Seen) -> _Climb:
-    """The best point with this look taken in."""
-    assert seen.grad is not None
-    better = seen.loss > state.best_loss
+def _best(state: Any, z: Tensor, loss: Tensor, grad: Tensor) -> Any:
+    """The state with the best point so far, this one taken in."""
+    better = loss > state.best_loss
     return state._replace(
         best=torch.where(per_example(better, z), z, state.best),
-        best_grad=torch.where(per_example(better, z), seen.grad, state.best_grad),
-        best_loss=torch.where(better, seen.loss, state.best_loss),
-        rises=state.rises + (seen.loss > state.last_loss),
-        last_loss=seen.loss,
+        best_grad=torch.where(per_example(better, z), grad, state.best_grad),
+        best_loss=torch.where(better, loss, state.best_loss),
     )
 
 
@@ -86,7 +83,8 @@ class APGD:
                 torch.ones_like(seen.reached), interval, interval,
             )  # fmt: skip
         else:
-            state = _remember(state, z, seen)
+            rises = state.rises + (seen.loss > state.last_loss)
+            state = _best(state, z, seen.loss, grad)._replace(rises=rises, last_loss=seen.loss)
         if t == state.checkpoint:
             halve = state.rises <= self.rho * state.interval
             halve |= ~state.halved_then & (state.loss_then >= state.best_loss)
@@ -147,12 +145,7 @@ class SparseAPGD:
             share = torch.where(started < entries, started / entries / 1.5, self.first_share * ones)
             state = _SparseClimb(z, grad, seen.loss, ones, share, started)
         else:
-            better = seen.loss > state.best_loss
-            state = state._replace(
-                best=torch.where(per_example(better, z), z, state.best),
-                best_grad=torch.where(per_example(better, z), grad, state.best_grad),
-                best_loss=torch.where(better, seen.loss, state.best_loss),
-            )
+            state = _best(state, z, seen.loss, grad)
         if t and t % max(int(0.04 * problem.num_steps), 1) == 0:
             filled = _filled(state.best)
             sparser = filled < 0.95 * state.filled

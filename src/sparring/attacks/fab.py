@@ -63,10 +63,11 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
     needs_grad: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = tuple(_NORMS)
     per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, Ball) or self.threat.norm not in _NORMS:
+        if not isinstance(self.threat, Ball) or self.threat.norm not in self.norms:
             raise TypeError(f"FAB knows Linf, L2 and L1 balls, not {type(self.threat).__name__}; try pgd there")
         if self.num_steps < 0 or self.restarts < 1 or (self.targets is not None and self.targets < 1):
             raise ValueError(f"num_steps must be at least 0, restarts and targets at least 1; got {self}")

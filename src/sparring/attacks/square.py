@@ -40,10 +40,11 @@ class Square:
     p: float = 0.8
     rescale: bool = False
     needs_grad: ClassVar[bool] = False
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     per_example: ClassVar[tuple[str, ...]] = ("threat",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, Ball) or self.threat.norm not in ("linf", "l2", "l1"):
+        if not isinstance(self.threat, Ball) or self.threat.norm not in self.norms:
             raise TypeError(
                 f"square searches in Linf, L2 and L1 balls, whose windows and signs it knows; got a "
                 f"{type(self.threat).__name__}. Take an attack that asks the threat model alone, such as pgd"

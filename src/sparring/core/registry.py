@@ -15,6 +15,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -273,28 +274,20 @@ def _range(text: str) -> tuple[float, float]:
     return number(low), number(high)
 
 
-def _boolean(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-def _none(text: str) -> None:
-    return {"none": None}[text.lower()]
-
-
 def _either(readers: list[Callable[[str], Any]]) -> Callable[[str], Any]:
     """The first reader that can read the text."""
 
     def read(text: str) -> Any:
         for reader in readers[:-1]:
-            try:
+            with suppress(ValueError, KeyError, ZeroDivisionError):
                 return reader(text)
-            except (ValueError, KeyError, ZeroDivisionError):
-                continue
         return readers[-1](text)
 
     return read
 
 
+_boolean = {"true": True, "True": True, "false": False, "False": False}.__getitem__
+_none = {"none": None, "None": None}.__getitem__
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _boolean),
     int: ("a whole number", int),
