@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from contracts import rand
 from sparring.core.types import Cost
 from sparring.evaluation import kept as module
 from sparring.evaluation.all_batches import merge
+from sparring.evaluation.fingerprint import describe, digest_of_model
 from sparring.evaluation.kept import BatchKey, Kept, clear
 from sparring.evaluation.one_batch import REJECTIONS, AttackRecord, BatchOutcome, stacked
+from sparring.evaluation.preflight import LogProbabilities
 
 KEY = BatchKey(1, 3, "abc")
 
@@ -176,3 +179,16 @@ def test_nothing_is_deleted_but_what_was_kept(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     clear(folder)
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_wrapped_and_what_a_partial_holds_count_as_settings() -> None:
+    def one(x: Any) -> Any:
+        return x
+
+    def two(x: Any) -> Any:
+        return x
+
+    assert digest_of_model(LogProbabilities(one)) != digest_of_model(LogProbabilities(two))
+    assert digest_of_model(LogProbabilities(one)) == digest_of_model(LogProbabilities(one))
+    assert describe(partial(one, 3), exact=True) != describe(partial(one, 4), exact=True)
+    assert describe(partial(one, x=3), exact=True) != describe(partial(one, x=4), exact=True)

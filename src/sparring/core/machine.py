@@ -54,11 +54,10 @@ class Machine:
         """
         if self.world == 1:
             return [value]
-        there = _joined_now()[1]
-        if there != self.world:
+        if (there := _joined_now()[1]) != self.world:
             raise ValueError(
-                f"process {self.rank} of {self.world} with torch.distributed joining {there}: the processes wait for "
-                f"one another, so it must be initialised with all of them: torchrun --nproc-per-node {self.world}"
+                f"process {self.rank} of {self.world} with torch.distributed joining {there}: they wait for one "
+                f"another, so it must join all of them: torchrun --nproc-per-node {self.world}"
             )
         found: list[Any] = [None] * self.world
         try:

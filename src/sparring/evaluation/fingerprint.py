@@ -32,7 +32,8 @@ def describe(value: Any, *, exact: bool = False) -> Any:
         fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {"type": inner(value.func), **{name: inner(given) for name, given in value.keywords.items()}}
+        given: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
+        return {"type": inner(value.func), **{str(name): inner(held) for name, held in given.items()}}
     if isinstance(value, FunctionType) and exact:
         return {"name": value.__name__, "sha256": _digest_of_function(value)}
     if isinstance(value, Mapping):
@@ -87,7 +88,8 @@ def digest_of_model(model: Any) -> str:
     if not isinstance(model, nn.Module):
         return f"no Module: {name_of(model)}"
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return digest(str(model), tensors)
+    inner = getattr(model, "model", None)  # of a wrapper, which may be no Module itself
+    return digest(str(model), tensors, *([name_of(inner)] if inner and not isinstance(inner, nn.Module) else []))
 
 
 @functools.cache

@@ -64,7 +64,7 @@ class Kept:
             return ""
         differ = [name for name in names if found.get(name) != self.settings.get(name)]
         theirs = digest(text)
-        if not differ or not any(_made_from(path) == theirs for path in sorted(self.folder.glob("[0-9]*.npz"))):
+        if not differ or not any(_read(path)[0].get("settings") == theirs for path in self.folder.glob("[0-9]*.npz")):
             return ""
         told = ", ".join(_difference(name, found.get(name), self.settings.get(name)) for name in differ)
         return (
@@ -74,17 +74,8 @@ class Kept:
 
     def read(self, key: BatchKey) -> BatchOutcome | None:
         """What came out of a batch; None when it must be computed (again)."""
-        path = self._path(key)
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-            told = json.loads(arrays.pop("text").numpy().tobytes())
-            return _outcome(told, arrays) if told["made_from"] == self._proof(key) else None
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # a damaged zip file fails in many ways
-            _log.info("%s is damaged (%s: %s); its batch is computed again", path, type(error).__name__, error)
-            return None
+        made_from, outcome = _read(self._path(key))
+        return outcome if made_from == self._proof(key) else None
 
     def write(self, key: BatchKey, outcome: BatchOutcome) -> None:
         """Keeps what came out of a batch, in an .npz without pickle."""
@@ -125,24 +116,25 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def _made_from(path: Path) -> Any:
-    """The digest of the settings that the batch in a file was made with; None when it is damaged."""
+def _read(path: Path) -> tuple[dict[str, Any], BatchOutcome | None]:
+    """What the outcome in a file was made from, and the outcome; ({}, None) where the file is none or damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return json.loads(file["text"].tobytes())["made_from"]["settings"]
-    except Exception:  # see `Kept.read`, which says so
-        return None
-
-
-def _outcome(told: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> BatchOutcome:
-    groups: dict[str, dict[str, Tensor]] = {"table": {}, "stands": {}, "gallery": {}}
-    for name, value in arrays.items():
-        group, _, rest = name.partition("/")
-        groups[group][rest] = value
-    attacks, curve_attacks = ([AttackRecord.of_counts(c) for c in told[n]] for n in ("attacks", "curve_attacks"))
-    stands_at = {factor: groups["stands"][str(i)] for i, factor in enumerate(told["factors"])}
-    cost = Cost(*told["cost"])
-    return BatchOutcome(groups["table"], stands_at, attacks, curve_attacks, groups["gallery"], cost, told["seconds"])
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        told = json.loads(arrays.pop("text").numpy().tobytes())
+        groups: dict[str, dict[str, Tensor]] = {"table": {}, "stands": {}, "gallery": {}}
+        for name, value in arrays.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        stands_at = {factor: groups["stands"][str(i)] for i, factor in enumerate(told["factors"])}
+        attacks, on_curve = ([AttackRecord.of_counts(c) for c in told[n]] for n in ("attacks", "curve_attacks"))
+        rest = groups["gallery"], Cost(*told["cost"]), told["seconds"]
+        return told["made_from"], BatchOutcome(groups["table"], stands_at, attacks, on_curve, *rest)
+    except FileNotFoundError:
+        return {}, None
+    except Exception as error:  # a damaged zip file fails in many ways
+        _log.info("%s is damaged (%s: %s); its batch is computed again", path, type(error).__name__, error)
+        return {}, None
 
 
 def _difference(name: str, there: Any, here: Any) -> str:

@@ -113,8 +113,7 @@ class Plan:
 
     @staticmethod
     def make(
-        threat: ThreatModel, stages: Sequence[MakeAttack], curve: Sequence[float],
-        curve_stages: Sequence[MakeAttack],
+        threat: ThreatModel, stages: Sequence[MakeAttack], curve: Sequence[float], curve_stages: Sequence[MakeAttack],
         certify: Certify | None, gallery_size: int, seed: int,
     ) -> Plan:  # fmt: skip
         """The plan; raises ValueError or TypeError for attacks that are none. An infinite radius has no curve."""
