@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,8 +79,33 @@ def test_imports_go_one_way(path: Path) -> None:
     assert complaints(path) == []
 
 
-def test_the_face_leaves_out_the_command_line_and_the_report() -> None:
-    assert rooms(imported(SOURCE / "__init__.py")) & {"report"} == set()
+def test_the_face_is_lazy_and_complete() -> None:
+    assert rooms(imported(SOURCE / "__init__.py")) == set()
+    assert sorted(set(dir(sparring)) & set(sparring.__all__)) == sparring.__all__
+    assert all(getattr(sparring, name) is not None for name in sparring.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sparring.nothing
+
+
+@pytest.mark.parametrize("arguments", ["--help", "gate --help", "report --help"])
+def test_what_needs_no_torch_does_not_import_it(arguments: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['sparring', *{arguments!r}.split()]\n"
+        "from sparring.app.cli import main\n"
+        "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
+def test_no_shared_room_knows_a_kind_of_input(path: Path) -> None:
+    """A new kind of input touches its own folder and a line of text in `modalities`."""
+    if not NAMES[path].startswith("modalities."):
+        kinds = {folder.name for folder in (SOURCE / "modalities").iterdir() if folder.is_dir()}
+        assert not [
+            name for name in imported(path) if name.startswith("sparring.modalities.") and name.split(".")[2] in kinds
+        ]
 
 
 def test_the_reader_of_imports_sees_what_is_there() -> None:

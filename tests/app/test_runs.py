@@ -15,10 +15,14 @@ from torch import nn
 
 import sparring
 from sparring.app import train_run as runs
-from sparring.app.settings import TrainingSettings
+from sparring.app.evaluate_folder import evaluate_folder, from_run
+from sparring.app.settings import EvaluationSettings, TrainingSettings
 from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.modalities import base
+from sparring.modalities import load as load_data
 from sparring.modalities.images import build
+from sparring.threats import make_threat
 
 FILES = [
     "averaged.safetensors", "best.safetensors", "checkpoint.pt", "config.json", "last.safetensors", "metrics.jsonl",
@@ -93,6 +97,41 @@ def test_the_config_is_complete(data: str, finished: Path) -> None:
     asked = tiny(data).model_dump(exclude_none=True)
     assert {name: getattr(read, name) for name in asked} == asked
     assert (read.learning_rate, read.schedule, read.augment) == (2e-3, "one-cycle", {"crop": 0, "flip": False})
+
+
+def test_a_threat_is_read_once(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def count(text: str, *rest: Any) -> Any:
+        read.append(text)
+        return make_threat(text, *rest)
+
+    monkeypatch.setattr(base, "make_threat", count)
+    start_run(tiny(data), tmp_path / "run")
+    assert read == ["linf:0.1"]
+    settings = EvaluationSettings(data=data, threat="linf:0.05", attacks="fgsm", num_examples=20)
+    evaluate_folder(from_run(tmp_path / "run"), tmp_path / "evaluation", settings)
+    assert read == ["linf:0.1", "linf:0.05"]
+
+
+def test_evaluating_in_memory_is_what_the_command_does(data: str, finished: Path, tmp_path: Path) -> None:
+    settings = EvaluationSettings(data=data, threat="linf:0.05", attacks="fgsm,pgd:num_steps=3", batch_size=8)
+    evaluate_folder(from_run(finished), tmp_path / "a", settings)
+    dataset = load_data(data)
+    found = sparring.evaluate(
+        sparring.load(finished), dataset.batches("test", 8), make_threat("linf:0.05"), "fgsm,pgd:num_steps=3",
+        class_names=dataset.class_names,
+    )  # fmt: skip
+    found.save(tmp_path / "b")
+    assert (tmp_path / "a" / "examples.csv").read_bytes() == (tmp_path / "b" / "examples.csv").read_bytes()
+    a, b = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    same = [
+        key for key in a if key not in ("name", "created", "command", "model", "data", "training", "cost", "attacks")
+    ]
+    assert {key: a[key] for key in same if key not in ("sanity", "checks")} == {
+        key: b[key] for key in same if key not in ("sanity", "checks")
+    }
+    assert found.report(tmp_path / "page.html").read_text().startswith("<!")
 
 
 @pytest.mark.parametrize("which", ["best", "last", "averaged"])

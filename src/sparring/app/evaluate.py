@@ -20,7 +20,7 @@ from sparring.core.machine import Machine
 from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
-from sparring.evaluation.measure import ALONE, CURVE, Evaluation, measure
+from sparring.evaluation.measure import ALONE, CURVE, Evaluation, accuracy_metrics, measure
 from sparring.evaluation.one_batch import Certify
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.modalities import find
@@ -57,6 +57,7 @@ class CheckedEvaluation(Evaluation):
         about: more of what the results tell: model, data, training (dictionaries), command, device.
         """
         folder = Path(folder)
+        about.setdefault("data", {"name": "data", "split": "test", "shape": [], "class_names": self.class_names})
         table: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **about}
         record = write_results(
             folder, self, name=name, class_names=self.class_names, sanity=self.checks,
@@ -116,7 +117,7 @@ def evaluate(
         checked = Preflight(SmoothedNet(checked.model, smooth), checked.findings)
     found = measure(
         checked, pairs, threat, stages, seed=seed, curve=curve, curve_stages=for_curve(stages), certify=bound,
-        keep=keep, about=about, machine=machine, observe=observe,
+        keep=keep, about=about, machine=machine, observe=observe, metrics=modality.metrics or accuracy_metrics,
     )  # fmt: skip
     names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
     evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)

@@ -1,0 +1,99 @@
+"""The proof of the house: a kind of input that nothing shared has heard of, registered by one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import toy_tokens
+
+import sparring
+from command import call
+from sparring import modalities
+from sparring.modalities import find, load
+from sparring.threats import check_threat
+
+THREAT = "words:0.3"
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(modalities.MODALITIES, "tokens", "toy_tokens")
+    modalities.find_data.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that the command line trained."""
+    out = tmp_path_factory.mktemp("toy") / "run"
+    modalities.MODALITIES["tokens"] = "toy_tokens"
+    try:
+        code, _, err = call("train", "--data", "toy", "--threat", THREAT, "--out", str(out), "--set", "num_steps=2")
+        assert code == 0, err
+        assert "data toy is taken as tokens; tokens:toy would say so" in err
+    finally:
+        del modalities.MODALITIES["tokens"]
+    return out
+
+
+def test_the_threat_keeps_the_contract() -> None:
+    data = load("tokens:toy")
+    threat = find("tokens").make_threat("words:0.5", data)
+    check_threat(threat, {name: value[:6] for name, value in data.x_test.items()})
+
+
+def test_a_run_resumes_and_loads(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["kind"] == "tokens" and config["given"]["vocabulary"] == 20
+    assert config["settings"]["recipe"] == "pgd-at:num_steps=2" and config["settings"]["model"] == "bag"
+    weights = (run / "best.safetensors").read_bytes()
+    code, _, err = call("train", "--resume", "--out", str(run))
+    assert code == 0, err
+    assert (run / "best.safetensors").read_bytes() == weights
+    model, data = sparring.load(run), load("toy")
+    right = model(data.x_test).argmax(1) == data.y_test
+    assert right.float().mean() > 0.8
+
+
+def test_an_evaluation_in_memory(run: Path) -> None:
+    data, tokens = load("toy"), find("tokens")
+    found = sparring.evaluate(
+        sparring.load(run), data.batches("test", 25, 60), tokens.make_threat(THREAT, data), modality=tokens,
+        class_names=data.class_names,
+    )  # fmt: skip
+    assert found.robust.value < found.clean.value and "hard_to_turn" in found.metrics
+    assert [attack.name for attack in found.attacks] == ["gradient-ascent:num_steps=3", "greedy"]
+    assert found.verdict in ("TRUSTED", "SUSPECT", "INVALID") and found.attacks[1].broke > 0
+
+
+def test_lists_show_it() -> None:
+    for what, word in (("modalities", "tokens"), ("threats", "words:RADIUS"), ("attacks", "greedy"), ("models", "bag"),
+                       ("data", "400 rows")):  # fmt: skip
+        code, out, err = call("list", what)
+        assert code == 0 and word in out, err
+
+
+def test_the_grammar_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("tokens:toy,length=6").shape == {"ids": (6,), "mask": (6,)}
+    with pytest.raises(ValueError, match="no option 'size'; it takes path, length, vocabulary"):
+        load("tokens:toy,size=6")
+    both = tmp_path / "both.npz"
+    both.touch()
+    monkeypatch.setattr(toy_tokens, "MODALITY", replace(toy_tokens.MODALITY, reads=lambda path: True))
+    with pytest.raises(ValueError, match=rf"images:{both} or tokens:{both}"):
+        load(str(both))
+    code, _, err = call("train", "--data", "toy", "--threat", THREAT, "--out", str(tmp_path / "o"), "--set", "crop=2")
+    assert code == 2 and "'crop' is unknown" in err
+
+
+def test_one_batch_is_as_good_as_many() -> None:
+    data, tokens = load("tokens:toy"), find("tokens")
+    threat, torch_model = tokens.make_threat(THREAT, data), toy_tokens.bag(20, 2)
+    whole, parts = (
+        sparring.measure(torch_model, data.batches("test", size), threat, tokens.make_plan("fast", threat))
+        for size in (100, 33)
+    )
+    assert torch.equal(whole.table["robust"], parts.table["robust"])
