@@ -1,11 +1,11 @@
-"""Broken defences and honest models: does the sanity battery tell them apart?
+"""Broken defences and honest models: does the battery of checks tell them apart?
 
 Every model is evaluated as an author in good faith might (PGD-40, from one random start); that is the claim. What an
 attack made for this very model leaves standing is the best that is known: PGD on a stand-in without the odd layer, with
 the gradient averaged where the model is random, PGD on the model itself, and Square. A claim is broken when it is at
 least BROKEN above that, honest when it is less. Then `examine` sees model and claim, and gives its verdict.
 
-The thresholds in sparring/evaluation/probes_limits.py were set with the half SETTING in view. The half UNSEEN has other
+The thresholds in sparring/checks/limits.py were set with the half SETTING in view. The half UNSEEN has other
 kinds of defence, other networks, radii and seeds; the battery saw it after that, and nothing was changed since. Before,
 with claims and best known numbers in view but no verdict, two of its defences were made harder and one was exchanged,
 for their claims had been right. The split is by name, in `ENTRIES`.
@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sparring.evaluation
+import sparring.checks
 from common import Lines, percent, provenance, table
 from sparring import Linf, pgd, pgd_at, standard, trades
 from sparring.attacks.around import Averaged
@@ -428,8 +428,8 @@ class Counted(nn.Module):
 
 def code() -> str:
     """A digest of the battery, its thresholds and this file: lines of another state are not taken up."""
-    folder = Path(next(iter(sparring.evaluation.__path__)))
-    paths = [*sorted(folder.glob("probes*.py")), folder / "sanity.py", Path(__file__)]
+    folder = Path(next(iter(sparring.checks.__path__)))
+    paths = [*sorted(folder.glob("*.py")), Path(__file__)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
@@ -463,7 +463,7 @@ def main() -> None:
         part = [r for r in records if r["half"] == half]
         print(f"\n{half}\n\n" + table(head, [shown(r) for r in part]))
         summary(part)
-    print("\n" + provenance(seed=0, n=f"{len(bench.y)} digits, 128 probed"))
+    print("\n" + provenance(seed=0, n=f"{len(bench.y)} digits, 128 checked"))
 
 
 def summary(records: list[dict[str, Any]]) -> None:

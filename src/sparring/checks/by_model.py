@@ -1,7 +1,10 @@
-"""Probes of the model as a function: does it answer the same twice, alone and in a batch, at any precision?"""
+"""Checks of the model as a function (does it answer the same twice, alone and in a batch, at any precision?), and of
+what the evaluation recorded, which cost no pass."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -9,59 +12,48 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sparring.checks import limits
-from sparring.checks.case import Case, share_of
+from sparring.checks.case import Case, Measured, share_of
 from sparring.core.model_state import private_rng
 from sparring.core.types import device_of, take
-from sparring.results.findings import Finding, Level
+from sparring.results.findings import Level
 
 ALONE = 16  # examples shown one by one
 
 
-def repeatable(case: Case) -> list[Finding]:
-    """Whether the sample is predicted as the evaluation says."""
+def repeatable(case: Case) -> Measured | None:
+    """How many of the sample are not predicted as the evaluation says."""
     then = take(case.evaluation.table["clean_prediction"], case.number.cpu()).to(case.y.device)
-    changed = share_of(case.clean.argmax(1) != then)
-    if changed <= limits.CHANGED or "random_output" in case.seen:
-        return []
-    sentence = (
-        f"{changed:.1%} of the sampled predictions are not those of the evaluation: the model or the data has changed "
-        "since, or a seed does not settle its randomness. The number cannot be repeated."
-    )
-    step = "Evaluate again with the model and the examples at hand, in the same order."
-    return [Finding("not_repeatable", sentence, {"changed": changed}, "invalid", step)]
+    return None if "random_output" in case.seen else {"changed": share_of(case.clean.argmax(1) != then)}
 
 
-def probabilities(case: Case) -> list[Finding]:
-    """Whether the model returns probabilities, and how many of them are rounded to 1."""
-    if "probabilities" not in case.seen:
-        return []
-    saturated = share_of(case.clean.softmax(1).amax(1) == 1)
-    bad = saturated > limits.SATURATED
-    sentence = (
-        f"The model returns probabilities, and {saturated:.1%} of the sampled ones are rounded to 1. Attacks climb "
-        "their logarithm, whose gradient is gone where that happens."
-    )
-    level: Level = case.level("suspect") if bad else "note"
-    return [
-        Finding("probability_output", sentence, {"saturated": saturated}, level, "Return logits: leave out softmax.")
-    ]
+def probabilities(case: Case) -> Measured | None:
+    """How many of the probabilities that the model returns are rounded to 1."""
+    return {"saturated": share_of(case.clean.softmax(1).amax(1) == 1)} if "probabilities" in case.seen else None
 
 
-def randomness(case: Case) -> list[Finding]:
+def probabilities_level(measured: Any, case: Case) -> Level:
+    return case.level("suspect") if measured["saturated"] > limits.SATURATED else "note"
+
+
+def randomness(case: Case) -> Measured | None:
     """Whether the model is random, whether a seed settles it, and whether the attacks averaged over it."""
     found = case.seen.get("random_output")
     if found is None:
-        return []
+        return None
     averaged = any(_averages(record.settings) for record in case.evaluation.attacks)
-    settled, changed = bool(found.numbers["seeded"]), found.numbers["changed"]
-    level: Level = "note" if settled and averaged else case.level("suspect") if settled else "invalid"
-    sentence = (
-        f"The model is random: between two looks {changed:.1%} of the predictions change. "
-        + ("" if settled else "A fixed seed does not make it repeat, so the number cannot be repeated. ")
-        + ("The attacks averaged over it." if averaged else "No attack averaged its gradients over the randomness.")
-    )
-    step = "Average the gradients over many looks: --attacks autoattack-rand, or apgd:eot=20; or evaluate its mean."
-    return [Finding("randomness", sentence, {"changed": changed, "averaged": float(averaged)}, level, step)]
+    return {
+        "changed": found.numbers["changed"], "averaged": float(averaged), "seeded": float(found.numbers["seeded"]),
+        "settled": "" if found.numbers["seeded"]
+        else "A fixed seed does not make it repeat, so the number cannot be repeated. ",
+        "average": "The attacks averaged over it." if averaged
+        else "No attack averaged its gradients over the randomness.",
+    }  # fmt: skip
+
+
+def randomness_level(measured: Any, case: Case) -> Level:
+    if not measured["seeded"]:
+        return "invalid"
+    return "note" if measured["averaged"] else case.level("suspect")
 
 
 def _averages(settings: Any) -> bool:
@@ -88,28 +80,21 @@ class _Calls(TorchFunctionMode):
         return saved
 
 
-def autograd_inside(case: Case) -> list[Finding]:
-    """Whether the forward pass computes gradients itself (optimisation at inference)."""
+def autograd_inside(case: Case) -> Measured | None:
+    """How often the forward pass computes gradients itself (optimisation at inference)."""
     few, calls = take(case.shown, case.every[:ALONE]), _Calls()
     with calls, torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, calls.unpack), torch.no_grad():
         try:
             case.model(few)
         except RuntimeError:  # torch.func refuses saved-tensor hooks, and nothing else does: the model ran before
             calls.count += 1
-    if not calls.count:
-        return []
-    sentence = (
-        "The model computes gradients inside its own forward pass (optimisation at inference). The gradient through it "
-        "is often cut or wrong, and attacks that follow it stop short."
-    )
-    step = "Attack it through the unrolled optimisation, by transfer from the bare network, and without gradients."
-    return [Finding("autograd_in_forward", sentence, {"calls": calls.count}, case.level("suspect"), step)]
+    return {"calls": calls.count}
 
 
-def batch_dependence(case: Case) -> list[Finding]:
-    """Whether an example's prediction depends on the others in its batch."""
+def batch_dependence(case: Case) -> Measured | None:
+    """How far an example's logits and prediction depend on the others in its batch."""
     if "random_output" in case.seen or len(case.y) < 2:
-        return []
+        return None
     gap = changed = 0.0
     for rows in (case.every[:ALONE].split(1), case.every.flip(0).split(-(-len(case.y) // 3))):
         try:
@@ -120,17 +105,14 @@ def batch_dependence(case: Case) -> list[Finding]:
         gap = max(gap, (here - other).abs().max().item())
         changed = max(changed, share_of(here.argmax(1) != other.argmax(1)))
     if changed == 0 and gap <= limits.COMPANY * max(1.0, case.clean.abs().max().item()):
-        return []
+        return None
     modes = _batch_statistics(case.whole)
-    sentence = (
-        f"Predictions depend on the rest of the batch: {changed:.1%} change between batches of different company"
-        + (f", and {modes} BatchNorm layers use the statistics of the batch in evaluation mode" if modes else "")
-        + ". An attack then moves the other examples too, and the number hangs on the batch size."
-    )
-    level: Level = "invalid" if changed > limits.CHANGED else "suspect"
-    step = "Evaluate with running statistics (model.eval(), track_running_stats=True), or one example at a time."
-    numbers = {"changed": changed, "difference": gap, "batch_norms": modes}
-    return [Finding("batch_dependence", sentence, numbers, level, step)]
+    norms = f", and {modes} BatchNorm layers use the statistics of the batch in evaluation mode" if modes else ""
+    return {"changed": changed, "difference": gap, "batch_norms": modes, "norms": norms}
+
+
+def batch_dependence_level(measured: Any, case: Case) -> Level:
+    return "invalid" if measured["changed"] > limits.CHANGED else "suspect"
 
 
 def _batch_statistics(whole: Any) -> int:
@@ -139,39 +121,97 @@ def _batch_statistics(whole: Any) -> int:
     return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in layers)
 
 
-def precision(case: Case) -> list[Finding]:
-    """Whether the model computes in half precision, and whether bf16 or TF32 would change its predictions."""
-    raw = torch.float32
-    if isinstance(case.whole, nn.Module):
-        raw = next((p.dtype for p in case.whole.parameters() if p.dtype in (torch.float16, torch.bfloat16)), raw)
+def _half(case: Case) -> torch.dtype | None:
+    """The 16-bit type of the model's weights, if that is what they have."""
+    parameters = case.whole.parameters() if isinstance(case.whole, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.dtype in (torch.float16, torch.bfloat16)), None)
+
+
+def half_precision(case: Case) -> Measured | None:
+    """Whether the model computes in half precision."""
+    half = _half(case)
+    return {"dtype": str(half)} if half else None
+
+
+def without_tf32(case: Case) -> Measured | None:
+    """How many predictions TF32 has changed."""
+    if _half(case) or device_of(case.x).type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return None
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return _changes(case, case.logits(case.shown), "TF32 convolutions")
+
+
+def in_bfloat16(case: Case) -> Measured | None:
+    """How many predictions bf16 would change."""
+    if _half(case) or not isinstance(case.x, Tensor) or case.x.dtype != torch.float32:
+        return None
     device = device_of(case.x)
-    findings = []
-    if raw != torch.float32:
-        sentence = (
-            f"The model's weights are {raw}: logits tie and gradients vanish in so few digits, and a verdict of "
-            "float32 may be lower."
-        )
-        findings.append(Finding("reduced_precision", sentence, {}, case.level("suspect"), "Judge model.float()."))
-    elif device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            findings += _changes(case, case.logits(case.shown), "TF32 convolutions")
-    if raw == torch.float32 and isinstance(case.x, Tensor) and case.x.dtype == torch.float32:
-        with torch.autocast(device.type, torch.bfloat16), private_rng(case.seed, device):
-            try:
-                coarse = case.logits(case.shown)
-            except RuntimeError:  # an operation that bf16 does not have
-                return findings
-        findings += _changes(case, coarse, "bf16")
-    return findings
+    with torch.autocast(device.type, torch.bfloat16), private_rng(case.seed, device):
+        try:
+            return _changes(case, case.logits(case.shown), "bf16")
+        except RuntimeError:  # an operation that bf16 does not have
+            return None
 
 
-def _changes(case: Case, other: Tensor, what: str) -> list[Finding]:
+def _changes(case: Case, other: Tensor, what: str) -> Measured | None:
     changed = share_of(other.argmax(1) != case.clean.argmax(1))
-    if changed <= limits.COARSE_CHANGED or "random_output" in case.seen:
-        return []
-    sentence = (
-        f"{changed:.1%} of the sampled clean predictions change between {what} and float32. The verdict is one of "
-        "float32; deployed otherwise, it is another model."
-    )
-    step = "Evaluate in the precision of deployment as well."
-    return [Finding("reduced_precision", sentence, {"changed": changed}, "note", step)]
+    return None if "random_output" in case.seen else {"changed": changed, "what": what}
+
+
+def coarse_level(measured: Any, case: Case) -> Level | None:
+    return "note" if measured["changed"] > limits.COARSE_CHANGED else None
+
+
+# What the evaluation recorded -------------------------------------------------------------------------------------
+
+
+def gradient_free(record: Any) -> bool:
+    """Whether an attack ran and took no gradient."""
+    return bool(record.cost.forwards > 0 and record.cost.backwards == 0)
+
+
+def won_without_gradients(case: Case) -> Measured | None:
+    """What the most successful attack without gradients broke of what gradient attacks had left."""
+    records = case.evaluation.attacks
+    first = next((i for i, record in enumerate(records) if record.cost.backwards > 0), len(records))
+    later = [record for record in records[first:] if gradient_free(record)]
+    if not later:
+        return None
+    best = max(later, key=lambda r: r.broke / max(r.ran_on + r.skipped, 1))
+    tried = best.ran_on + best.skipped
+    return {"fell": best.broke, "tried": tried, "share": best.broke / max(tried, 1), "who": best.name}
+
+
+def won_level(measured: Any, case: Case) -> Level | None:
+    much = measured["share"] > limits.GRADIENT_FREE_BROKE and measured["fell"] >= limits.FEWEST_BROKEN
+    return case.level("suspect") if much else None
+
+
+def no_search(case: Case) -> Measured | None:
+    """Whether inputs that move in jumps were attacked along gradients alone."""
+    searched = any(gradient_free(record) for record in case.evaluation.attacks)
+    return {} if case.threat.discrete and not searched and case.at_stake > 0 else None
+
+
+def rise_of_curve(case: Case) -> Measured:
+    """How much robust accuracy rises somewhere as the radius grows."""
+    values = [share.value for _, share in case.evaluation.curve]
+    return {"rise": max((after - before for before, after in itertools.pairwise(values)), default=0.0)}
+
+
+def end_of_curve(case: Case) -> Measured | None:
+    """How far robust accuracy falls to the radius, and from there to twice the radius; None where it rises."""
+    points = [(radius, share.value) for radius, share in case.evaluation.curve]
+    radius = float(torch.as_tensor(case.evaluation.threat.radius, dtype=torch.float64).mean())
+    here = next((value for r, value in points if math.isclose(r, radius, rel_tol=1e-6)), None)
+    there = next((value for r, value in points if r >= limits.TWICE * radius), None)
+    if here is None or there is None or rise_of_curve(case)["rise"] > limits.CHANGED:  # type: ignore[operator]
+        return None
+    start = points[0][1]
+    return {"start": start, "here": here, "there": there, "fall": start - here, "further": here - there}
+
+
+def end_level(measured: Any, case: Case) -> Level | None:
+    fall, here, further = measured["fall"], measured["here"], measured["further"]
+    some = fall >= limits.FALL_WORTH and here >= limits.FALL_WORTH
+    return case.level("suspect") if some and further < limits.FALL_STOPS * fall else None

@@ -1,4 +1,4 @@
-"""What a probe of the sanity battery is, and what it is given.
+"""What a check of the battery is, and what it is given.
 
 Letters: B sampled examples, K classes, *X one input, *Z one perturbation.
 """
@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def lost(self) -> Tensor:
-        """(b,) bool, of `stood`: what has fallen to any probe so far; `beaten` adds to it."""
+        """(b,) bool, of `stood`: what has fallen to any check so far; `lost_to` adds to it."""
         return torch.zeros_like(self.stood, dtype=torch.bool)
 
     @cached_property
@@ -137,34 +137,62 @@ class Case:
         """`wanted`; only a note where so few examples stand that the number can hardly be too high."""
         return wanted if self.at_stake >= limits.POINTS_LOST else "note"
 
-    def beaten(self, name: str, fell: Tensor, sentence: str, next_step: str) -> list[Finding]:
-        """A finding when enough of the standing examples, `fell` (b,), fell to something else.
-
-        `sentence` says who broke them, with {fell}, {tried} and {points} to fill in.
-        """
+    def lost_to(self, fell: Tensor) -> Measured:
+        """How many of the standing examples, `fell` (b,), fell to something else, and the points they are worth."""
         self.lost.logical_or_(fell)
         count, tried = int(fell.sum()), len(fell)
-        share = count / max(tried, 1)
-        points = share * self.at_stake
-        if count < limits.FEWEST_BROKEN or points < limits.POINTS_LOST:
-            return []
-        level: Level = "invalid" if share >= limits.MOST_OF_IT_LOST else "suspect"
-        sentence = sentence.format(fell=count, tried=tried, points=f"{100 * points:.1f}")
-        numbers = {"fell": count, "tried": tried, "points": points}
-        return [Finding(name, sentence, numbers, level, next_step)]
+        points = self.at_stake * count / max(tried, 1)
+        return {"fell": count, "tried": tried, "points": points, "worth": f"{100 * points:.1f} points"}
+
+
+Measured = Mapping[str, float | str]
+"""What a check measured, by name: the numbers of its finding, and texts that only fill in its sentence."""
+Judge = Callable[[Any, Case], Level | None]
+"""(what was measured, the case) -> the level of the finding, None for no finding."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One row of the battery: the name of its findings, what it asks, and the function that asks it.
+class Check:
+    """One row of the battery.
 
-    steps: it takes steps of a share of the radius, and so needs a finite one.
+    name, sentence, next_step: of its finding; sentence and next_step have what was measured filled in. question: what
+    it asks. measure: gives None where the question does not arise. level: see `Judge`. steps: it takes steps of a
+    share of the radius, and so needs a finite one.
     """
 
     name: str
     question: str
-    run: Callable[[Case], list[Finding]]
+    measure: Callable[[Case], Measured | None]
+    level: Judge
+    sentence: str
+    next_step: str = ""
     steps: bool = False
+
+    def run(self, case: Case) -> Finding | None:
+        """Its finding, if any."""
+        measured = self.measure(case)
+        level = None if measured is None else self.level(measured, case)
+        if measured is None or level is None:
+            return None
+        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
+        return Finding(self.name, self.sentence.format(**measured), numbers, level, self.next_step.format(**measured))
+
+
+def above(name: str, limit: float, level: Level = "suspect") -> Judge:
+    """This level where a number lies above its limit; a note where hardly anything is at stake."""
+    return lambda measured, case: case.level(level) if measured[name] > limit else None
+
+
+def always(level: Level = "suspect") -> Judge:
+    """This level wherever something was measured; a note where hardly anything is at stake."""
+    return lambda measured, case: case.level(level)
+
+
+def broken(measured: Any, case: Case) -> Level | None:
+    """The level where enough of the standing examples fell to something else."""
+    if measured["fell"] < limits.FEWEST_BROKEN or measured["points"] < limits.POINTS_LOST:
+        return None
+    return "invalid" if measured["fell"] / measured["tried"] >= limits.MOST_OF_IT_LOST else "suspect"
 
 
 def share_of(mask: Tensor) -> float:

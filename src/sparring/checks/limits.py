@@ -1,4 +1,4 @@
-"""The thresholds of the sanity battery, all in one place.
+"""The thresholds of the battery, all in one place.
 
 They were set on one half of a bench of broken defences and honest models, and judged on the other half, which has other
 defences and networks (benchmarks/defences.py). "Honest" and "broken" below are the two sides of the first half. Shares

@@ -18,7 +18,6 @@ from sparring.core.model_state import private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import Attacker, Model, device_of, take
-from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
 
 QUESTIONS = 16
@@ -29,9 +28,9 @@ LARGEST = 20_000
 
 
 def can_learn(case: Case) -> bool:
-    """Whether the inputs are tensors in a ball, and small enough."""
+    """Whether the inputs are tensors that move without jumps, and small enough."""
     x = case.x
-    return isinstance(x, Tensor) and isinstance(case.threat, Ball) and x[0].numel() <= LARGEST
+    return isinstance(x, Tensor) and not case.threat.discrete and x[0].numel() <= LARGEST
 
 
 def learn(case: Case, rows: Tensor) -> Model:

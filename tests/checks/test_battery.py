@@ -18,9 +18,8 @@ from sparring.attacks.around import Averaged
 from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import gradient_ascent, pgd
 from sparring.attacks.loop import Attack
-from sparring.checks import soft_backward as probes_backward
-from sparring.checks import surrogate as probes_surrogate
-from sparring.checks.battery import PROBES, examine, sample
+from sparring.checks import soft_backward, surrogate
+from sparring.checks.battery import CHECKS, examine, sample
 from sparring.checks.soft_backward import straight_through
 from sparring.core.objectives import margin
 from sparring.core.types import Cost
@@ -39,7 +38,7 @@ BY_MARGIN = partial(pgd, num_steps=20, objective=margin)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The surrogates learn shorter: sixteen inputs are soon learned."""
-    monkeypatch.setattr(probes_surrogate, "STEPS", 60)
+    monkeypatch.setattr(surrogate, "STEPS", 60)
 
 
 class Then(nn.Module):
@@ -64,7 +63,7 @@ def judged(model: Any, threat: Any, attacks: Any = (BY_MARGIN,), x: Any = X, y: 
     return measure(model, [(x, labels(model, x) if y is None else y)], threat, attacks, curve=(0.5, 2.0))
 
 
-def probe(model: Any, threat: Any, attacks: Any = (BY_MARGIN,), x: Any = X, **options: Any) -> dict[str, Finding]:
+def checked(model: Any, threat: Any, attacks: Any = (BY_MARGIN,), x: Any = X, **options: Any) -> dict[str, Finding]:
     """Findings by name, of labels that the model gets right."""
     y = labels(model, x)
     return {f.name: f for f in examine(model, x, y, threat, judged(model, threat, attacks, x, y), **options)}
@@ -99,16 +98,16 @@ def test_honest_models_are_trusted(name: str) -> None:
     attack = partial(apgd, num_steps=20, objective=margin)  # for L1, too
     y = labels(model, x)
     found = judged(model, threat, [attack], x, y)
-    assert 0 < found.robust.count < NUM  # something fell and something stands: the probes have work
+    assert 0 < found.robust.count < NUM  # something fell and something stands: the checks have work
     assert verdict(examine(model, x, y, threat, found)) == "TRUSTED"
 
 
 def test_a_number_of_zero_cannot_be_too_high() -> None:
-    found = probe(Then(noisy), Linf(0.9))
+    found = checked(Then(noisy), Linf(0.9))
     assert "randomness" in found and loud(found) == {}
 
 
-# Each probe speaks -----------------------------------------------------------------------------------------------
+# Each check speaks -----------------------------------------------------------------------------------------------
 
 
 class Wrong(torch.autograd.Function):
@@ -161,17 +160,24 @@ SPEAK: dict[str, tuple[Any, Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", SPEAK)
-def test_a_probe_speaks(name: str) -> None:
+def test_a_check_speaks(name: str) -> None:
     model, threat, attacks, level = SPEAK[name]
-    found = probe(model, threat, attacks)
+    found = checked(model, threat, attacks)
     assert found[name].level == level
     assert found[name].next_step and all(isinstance(v, (int, float)) for v in found[name].numbers.values())
 
 
-def test_every_probe_is_shown_to_speak_and_to_keep_silent() -> None:
-    elsewhere = {"not_repeatable", "autograd_in_forward", "reduced_precision", "black_box_won", "curve_shape"}
-    assert {p.name for p in PROBES} == set(SPEAK) | elsewhere
-    assert len({p.name for p in PROBES}) == len(PROBES) and all(p.question.endswith("?") for p in PROBES)
+def test_every_check_is_shown_to_speak_and_to_keep_silent() -> None:
+    elsewhere = {
+        "not_repeatable",
+        "autograd_in_forward",
+        "reduced_precision",
+        "black_box_won",
+        "curve_shape",
+        "no_search",
+    }
+    assert {c.name for c in CHECKS} == set(SPEAK) | elsewhere
+    assert len({c.question for c in CHECKS}) == len(CHECKS) and all(c.question.endswith("?") for c in CHECKS)
 
 
 def test_other_weights_or_other_labels_are_noticed() -> None:
@@ -188,9 +194,9 @@ def test_randomness_that_was_averaged_over_is_a_note_and_without_a_seed_invalid(
     def averaged(threat: Any) -> Averaged:
         return Averaged(pgd(threat, num_steps=3), 4)
 
-    assert probe(Then(noisy), Linf(0.02), [averaged])["randomness"].level == "note"
+    assert checked(Then(noisy), Linf(0.02), [averaged])["randomness"].level == "note"
     random.seed(0)
-    assert probe(Then(unruly), Linf(0.02))["randomness"].level == "invalid"
+    assert checked(Then(unruly), Linf(0.02))["randomness"].level == "invalid"
 
 
 def _inside(how: str) -> Callable[[Tensor], Tensor]:
@@ -213,7 +219,7 @@ def _inside(how: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("how", ["grad", "backward", "func"])
 def test_gradients_taken_inside_the_forward_pass_are_seen(how: str) -> None:
     untouched = torch.autograd.grad, torch.autograd.backward, Tensor.backward
-    assert probe(Then(_inside(how)), Linf(0.02))["autograd_in_forward"].level == "suspect"
+    assert checked(Then(_inside(how)), Linf(0.02))["autograd_in_forward"].level == "suspect"
     assert (torch.autograd.grad, torch.autograd.backward, Tensor.backward) == untouched
 
 
@@ -221,24 +227,24 @@ def test_half_precision_and_what_bf16_changes() -> None:
     half = Then(
         lambda x: x.bfloat16(), network=seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, K)).bfloat16())
     )
-    assert probe(half, Linf(0.02))["reduced_precision"].level == "suspect"
+    assert checked(half, Linf(0.02))["reduced_precision"].level == "suspect"
     far = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, K)))
     with torch.no_grad():
         far[1].bias += 300.0
-    assert probe(far, Linf(0.02))["reduced_precision"].level == "note"
+    assert checked(far, Linf(0.02))["reduced_precision"].level == "note"
 
 
 def test_batch_norm_without_running_statistics_is_counted() -> None:
     layers = [nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, K)]
-    found = probe(seeded(lambda: nn.Sequential(*layers).eval()), Linf(0.02))
+    found = checked(seeded(lambda: nn.Sequential(*layers).eval()), Linf(0.02))
     assert found["batch_dependence"].numbers["batch_norms"] == 1
 
 
 def test_a_saturated_loss_matters_only_where_nothing_else_was_climbed() -> None:
     model, threat = Then(after=lambda z: 1e5 * z), Linf(0.05)
-    alone = probe(model, threat, [partial(pgd, num_steps=20)])
+    alone = checked(model, threat, [partial(pgd, num_steps=20)])
     assert alone["vanishing_gradients"].level == "invalid" and alone["effort_still_helps"].level != "note"
-    assert loud(probe(model, threat, [partial(pgd, num_steps=20), BY_MARGIN])) == {}
+    assert loud(checked(model, threat, [partial(pgd, num_steps=20), BY_MARGIN])) == {}
 
 
 def test_a_gradient_free_attack_softens_the_verdict_on_gradients() -> None:
@@ -381,9 +387,9 @@ def test_no_trace_is_left(snapshot: Callable[[nn.Module], dict[str, object]], fa
 
 def test_the_same_seed_gives_the_same_findings() -> None:
     model, threat = Then(rounded), Linf(0.1)
-    first, again = probe(model, threat, seed=3), probe(model, threat, seed=3)
+    first, again = checked(model, threat, seed=3), checked(model, threat, seed=3)
     assert first == again
-    other = probe(model, threat, seed=4, num=30)
+    other = checked(model, threat, seed=4, num=30)
     assert {n: f.numbers for n, f in other.items()} != {n: f.numbers for n, f in first.items()}
 
 
@@ -398,7 +404,7 @@ def test_it_works_in_any_gradient_mode_and_for_plain_functions() -> None:
     assert expected
 
 
-def test_threats_that_are_no_ball_and_radii_without_end_are_probed_as_far_as_they_go() -> None:
+def test_threats_that_are_no_ball_and_radii_without_end_are_checked_as_far_as_they_go() -> None:
     model, x, threat = seeded(lambda: BagOfWords(NUM_WORDS, 4)), sentences(), words(radius=1.0)
     y = labels(model, x)
     examine(model, x, y, threat, measure(model, [(x, y)], threat, [BY_MARGIN], curve=()))
@@ -416,7 +422,7 @@ HARD: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "clamp": (lambda v: v.clamp(5, 6), 1.0),
     "detach": (lambda v: 2 * v.detach(), 2.0),
     "no_grad": (lambda v: _quietly(v), 3.0),
-    "relu that is off": (torch.relu, float(torch.sigmoid(torch.tensor(probes_backward.SLOPE * -0.3)))),
+    "relu that is off": (torch.relu, float(torch.sigmoid(torch.tensor(soft_backward.SLOPE * -0.3)))),
     "relu in place": (lambda v: nn.ReLU(inplace=True)(1 * v), float(torch.sigmoid(torch.tensor(-3.0)))),
     "saturated tanh": (lambda v: (100 * v).tanh(), 100 / 31.0**2),
     "comparison": (lambda v: (v > -0.3).float(), 2.5),
@@ -455,9 +461,9 @@ def test_softmax_that_has_saturated_gets_a_slope() -> None:
     assert out.tolist() == [[1.0, 0.0]] and bool((torch.autograd.grad(out[0, 0], v)[0] != 0).all())
 
 
-def test_a_probe_that_cannot_soften_a_model_stays_silent() -> None:
+def test_a_check_that_cannot_soften_a_model_stays_silent() -> None:
     model = Then(lambda x: rounded(x) + 0 * x[x > 2].sum())  # a soft comparison is no index
-    assert "straight_through_wins" not in probe(model, Linf(0.1))
+    assert "straight_through_wins" not in checked(model, Linf(0.1))
 
 
 def test_the_record_of_an_attack_is_enough_to_know_what_it_climbed() -> None:
