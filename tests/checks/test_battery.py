@@ -22,11 +22,12 @@ from sparring.checks import soft_backward, surrogate
 from sparring.checks.battery import CHECKS, examine, sample
 from sparring.checks.soft_backward import straight_through
 from sparring.core.objectives import margin
-from sparring.core.types import Cost
+from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.results.findings import Finding, verdict
 from sparring.results.statistics import wilson
 from sparring.threats import L1, L2, Linf
+from sparring.threats.lens import Lens
 
 K, NUM = 3, 60
 X = torch.rand(NUM, 1, 4, 4, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
@@ -310,7 +311,9 @@ def test_the_sample_is_right_mostly_standing_and_drawn_by_its_seed() -> None:
 
 def test_certified_examples_are_left_alone() -> None:
     y, threat = labels(LINEAR), Linf(0.05)
-    found = measure(LINEAR, [(X, y)], threat, [BY_MARGIN], curve=(), certify=lambda m, x, y, t: torch.ones(len(y)))
+    found = measure(
+        LINEAR, [(X, y)], threat, [BY_MARGIN], curve=(), certify=lambda m, x, y, t, noise: torch.ones(len(y))
+    )
     assert [f.name for f in examine(LINEAR, X, y, threat, found)] == ["nothing_to_probe"]
 
 
@@ -476,3 +479,99 @@ def test_the_record_of_an_attack_is_enough_to_know_what_it_climbed() -> None:
     assert _climbs_only_loss(settings(partial(pgd, restarts=3))) and _climbs_only_loss(settings(pgd))
     assert not _climbs_only_loss(settings(BY_MARGIN))
     assert isinstance(pgd(Linf(0.1)), Attack) and not _climbs_only_loss({"type": "EachTarget"})
+
+
+# Any model, any threat -------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_was_evaluated_is_not_looked_at_by_preflight_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in (LINEAR, Then(after=lambda z: z.softmax(1)), lambda x: MLP(x)):
+        y, threat = labels(model), Linf(0.05)
+        found = judged(model, threat, y=y)
+        expected = examine(model, X, y, threat, found)
+        with monkeypatch.context() as patch:
+            patch.setattr("sparring.checks.battery.preflight", lambda *a, **k: pytest.fail("looked again"))
+            assert examine(model, X, y, threat, found) == expected
+            assert examine(found.model, X, y, threat, found) == expected
+            with pytest.raises(pytest.fail.Exception, match="looked again"):
+                examine(nn.Sequential(nn.Identity(), MLP), X, y, threat, found)
+
+
+def test_a_black_box_is_checked_without_gradients() -> None:
+    """What needs a gradient is left out; a search still breaks what a search of two queries left standing."""
+    from sparring.attacks.square import square
+
+    def closed(x: Tensor) -> Tensor:
+        return torch.as_tensor(MLP(x.detach()).detach().numpy())
+
+    y, threat = labels(closed), Linf(0.3)
+    found = judged(closed, threat, [partial(square, num_queries=2)], y=y)
+    assert {f.name: f.level for f in found.findings} == {"no_gradient": "suspect"}
+    levels = {f.name: f.level for f in examine(closed, X, y, threat, found)}
+    assert levels["black_box_wins"] == "invalid" and "number_too_high" in levels
+    assert not levels.keys() & {"vanishing_gradients", "huge_radius_survived", "effort_still_helps"}
+    other = examine(lambda x: closed(x), X, y, threat, found)  # looked at anew, and not refused
+    assert {f.name: f.level for f in other} == levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Jumps(Linf):
+    """A ball whose judged inputs are whole tenths."""
+
+    discrete = True
+
+    def realize(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.where(z == 0, x, ((x + z) * 10).round() / 10)
+
+
+def searched(threat: Any, idle: bool = False) -> Any:
+    """A random draw, without a gradient; idle: no change at all."""
+
+    def attack(model: Any, x: Any, y: Tensor, *, noise: Any = None) -> AttackResult:
+        z = threat.null(x) if idle else threat.sample(x, noise)
+        x_adv = threat.realize(x, z)
+        fooled = model(x_adv).argmax(1) != y
+        return AttackResult(x_adv, z, threat.size(x, z), None, fooled, Cost(len(y), 0))
+
+    attack.needs_grad = False  # type: ignore[attr-defined]
+    return attack
+
+
+def test_inputs_that_move_in_jumps_need_a_search_without_gradients() -> None:
+    x = X.mul(10).round().div(10)
+    for threat, attacks, level in (
+        (Jumps(0.1), [BY_MARGIN], "suspect"),
+        (Jumps(0.1), [BY_MARGIN, searched], None),
+        (Linf(0.1), [BY_MARGIN], None),
+    ):
+        found = checked(LINEAR, threat, attacks, x)
+        assert (found["no_search"].level if "no_search" in found else None) == level
+    y = labels(LINEAR, x)
+    nothing_left = judged(LINEAR, Jumps(1.0), [BY_MARGIN], x, y)
+    assert nothing_left.robust.count < 2
+    assert loud({f.name: f for f in examine(LINEAR, x, y, Jumps(1.0), nothing_left)}) == {}
+
+
+def test_random_draws_search_in_threats_that_are_no_ball() -> None:
+    """Sentences whose words may be exchanged, after an attack that does nothing."""
+    model, x, threat = seeded(lambda: BagOfWords(NUM_WORDS, 4)), sentences(), words(radius=2.0)
+    x = {name: tensor.repeat(20, 1) for name, tensor in x.items()}
+    y = labels(model, x)
+    found = measure(model, [(x, y)], threat, [partial(searched, idle=True)], curve=())
+    assert found.robust.value == 1
+    told = {f.name: f for f in examine(model, x, y, threat, found)}
+    assert told["black_box_wins"].level != "note" and "100 random draws" in told["black_box_wins"].sentence
+    assert "Square" not in told["black_box_wins"].next_step
+
+
+def test_a_threat_on_one_of_several_inputs_is_checked() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Any) -> Tensor:
+            return LINEAR(x["probe"]) + 0 * LINEAR(x["gallery"])
+
+    x, threat = {"gallery": X.flip(0), "probe": X}, Lens(Linf(0.05), "probe")
+    y = labels(Pair(), x)
+    assert verdict(examine(Pair(), x, y, threat, judged(Pair(), threat, x=x, y=y))) == "TRUSTED"
+    weak = judged(Pair(), Lens(Linf(0.3), "probe"), [partial(pgd, num_steps=0)], x, y)
+    told = {f.name for f in examine(Pair(), x, y, Lens(Linf(0.3), "probe"), weak) if f.level == "invalid"}
+    assert {"effort_still_helps", "number_too_high"} <= told

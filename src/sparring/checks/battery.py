@@ -28,6 +28,7 @@ COARSE = (
     "{changed:.1%} of the sampled clean predictions change between {what} and float32. The verdict is one of float32; "
     "deployed otherwise, it is another model."
 )
+STEPS = ("radius", "gradient")
 COARSE_STEP = "Evaluate in the precision of deployment as well."
 
 CHECKS: tuple[Check, ...] = (
@@ -79,7 +80,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "vanishing_gradients", "Is there a gradient on the loss that was climbed?", gradient.vanishing,
         gradient.vanishing_level,
-        "Of the sampled examples, {seen}. {meaning}", "{step}",
+        "Of the sampled examples, {seen}. {meaning}", "{step}", ("gradient",),
     ),
     Check(
         "misleading_gradients", "Does the margin rise where its gradient points?", gradient.misleading,
@@ -87,20 +88,20 @@ CHECKS: tuple[Check, ...] = (
         f"A step of {limits.SHORT_STEP:g} of the radius along the gradient raises the margin by less than "
         f"{limits.RISE_KEPT:.0%} of what the gradient promises on {{misled:.1%}} of the examples: the gradient points "
         "elsewhere than uphill (jumps, ripples, noise, a backward pass of its own), and attacks that follow it fail.",
-        "Attack with a smooth stand-in for the odd layer (BPDA), with Square, and by transfer.", True,
+        "Attack with a smooth stand-in for the odd layer (BPDA), with Square, and by transfer.", STEPS,
     ),
     Check(
         "single_step_wins", "Does one step break more than ten?", attack.single_step, attack.single_step_level,
         "One step breaks {one:.1%} of the sampled examples, ten steps break {ten:.1%}. Looking at the gradient again "
         "should help an attack; where it does not, the gradients mislead it.",
-        "Look for masked gradients: a smooth stand-in for the odd layer (BPDA), Square, transfer.", True,
+        "Look for masked gradients: a smooth stand-in for the odd layer (BPDA), Square, transfer.", STEPS,
     ),
     Check(
         "undone_by_rounding", "Does rounding to 8 bits undo an attack?", gradient.undone_by_rounding,
         above("undone", limits.UNDONE, "note"),
         "{undone:.1%} of the examples that a short attack broke stand again once rounded to 8 bits: for images in "
         "files the number may be too low, and an attack that hangs on the last digits is a weak one.",
-        "State whether inputs come with 8 bits; if so, round inside the threat model.", True,
+        "State whether inputs come with 8 bits; if so, round inside the threat model.", STEPS,
     ),
     Check(
         "no_search", "Was what moves in jumps attacked without gradients, too?", model.no_search, always(),
@@ -118,25 +119,26 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "black_box_wins", "Does a search without gradients break what stood?", attack.black_box, broken,
         "{who}, which need no gradient, broke " + LEFT,
-        "{more}, and look for masked gradients.", True,
+        "{more}, and look for masked gradients.", ("radius",),
     ),
     Check(
         "transfer_wins", "Does an attack on a learned copy break what stood?", attack.transfer, broken,
         "Attacks on a small network that learned the model's answers around the sample broke {fell} of {tried} "
         "examples that the attacks on the model itself left standing: the number is some {worth} too high.",
-        "Find what masks the gradients; attack a network of the same kind without the odd layer, and transfer.", True,
+        "Find what masks the gradients; attack a network of the same kind without the odd layer, and transfer.",
+        ("radius",),
     ),
     Check(
         "straight_through_wins", "Does a softer backward pass break what stood?", attack.straight_through, broken,
         "With rounding, clamps and cuts passed straight through and ReLU softened, in the backward pass alone, ten "
         "steps broke " + LEFT,
-        "Attack with that backward pass (BPDA) at full length.", True,
+        "Attack with that backward pass (BPDA) at full length.", STEPS,
     ),
     Check(
         "effort_still_helps", "Do further steps and restarts break what stood?", attack.more_effort, broken,
         "Two further restarts on the margin (10 steps of PGD, 20 of APGD) broke {fell} of {tried} examples that the "
         "attacks left standing: they stopped too early, and the number is some {worth} too high.",
-        "Give the attacks more steps and restarts.", True,
+        "Give the attacks more steps and restarts.", STEPS,
     ),
     Check(
         "number_too_high", "How much of what stood broke under all checks together?", attack.altogether, broken,
@@ -150,6 +152,7 @@ CHECKS: tuple[Check, ...] = (
         "With all of the box allowed, where each input could become any other, a short attack leaves {stands:.1%} of "
         "the standing examples: what fails there fails at the small radius too.",
         "Find out why the attack does not move (gradients that are flat or wrong) before believing the number.",
+        ("gradient",),
     ),
     Check(
         "curve_shape", "Does robust accuracy never rise with the radius?", model.rise_of_curve,
@@ -208,10 +211,12 @@ def examine(
     device = device_of(x)
     x, y, part = plain(take(x, rows)), y[rows.to(y.device)].to(device), take(threat, rows)
     with _buffers_kept(model):
-        # what was evaluated has been looked at; another model may have come for it
-        same = _wrapped(evaluation.model) is model or evaluation.model is model
-        checked = Preflight(evaluation.model, ()) if same else preflight(model, x, y, part)
-        seen = {finding.name: finding for finding in (*evaluation.findings, *checked.findings)}
+        seen = {finding.name: finding for finding in evaluation.findings}
+        if _wrapped(evaluation.model) is model or evaluation.model is model:
+            checked = Preflight(evaluation.model, ())  # it was looked at before the evaluation
+        else:
+            checked = preflight(model, x, y, part, needs_grad="no_gradient" not in seen)
+        seen |= {finding.name: finding for finding in checked.findings}
         with attack_mode(checked.model) as frozen:
             uncertain = open_rows(table)
             case = Case(
@@ -222,13 +227,11 @@ def examine(
 
 
 def _run(case: Case) -> list[Finding]:
-    """All checks in order; those that step by shares of the radius only where it is finite."""
-    findings: list[Finding | None] = []
-    bounded = bool(torch.as_tensor(case.threat.radius).isfinite().all())
+    """What all checks find, in order."""
+    findings = []
     for check in CHECKS:
-        if bounded or not check.steps:
-            with private_rng(case.seed, device_of(case.x)):
-                findings.append(check.run(case))
+        with private_rng(case.seed, device_of(case.x)):
+            findings.append(check.run(case))
     return [finding for finding in findings if finding]
 
 

@@ -80,6 +80,12 @@ class Case:
         return torch.zeros_like(self.stood, dtype=torch.bool)
 
     @cached_property
+    def has(self) -> set[str]:
+        """What checks may need, as far as it is there: a finite radius, a gradient of the model."""
+        bounded = bool(torch.as_tensor(self.threat.radius).isfinite().all())
+        return {name for name, there in (("radius", bounded), ("gradient", "no_gradient" not in self.seen)) if there}
+
+    @cached_property
     def every(self) -> Tensor:
         """All rows."""
         return torch.arange(len(self.y), device=self.y.device)
@@ -156,8 +162,8 @@ class Check:
     """One row of the battery.
 
     name, sentence, next_step: of its finding; sentence and next_step have what was measured filled in. question: what
-    it asks. measure: gives None where the question does not arise. level: see `Judge`. steps: it takes steps of a
-    share of the radius, and so needs a finite one.
+    it asks. measure: gives None where the question does not arise. level: see `Judge`. needs: "radius" where it takes
+    steps of a share of the radius, and so needs a finite one; "gradient" where the model must have one.
     """
 
     name: str
@@ -166,10 +172,12 @@ class Check:
     level: Judge
     sentence: str
     next_step: str = ""
-    steps: bool = False
+    needs: tuple[str, ...] = ()
 
     def run(self, case: Case) -> Finding | None:
         """Its finding, if any."""
+        if not set(self.needs) <= case.has:
+            return None
         measured = self.measure(case)
         level = None if measured is None else self.level(measured, case)
         if measured is None or level is None:
