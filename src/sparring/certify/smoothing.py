@@ -20,7 +20,7 @@ from sparring.core.noise import Noise
 from sparring.core.types import Cost, Model, take
 from sparring.threats.balls import L2
 
-BLOCK = 100
+COPIES_AT_ONCE = 100
 """Copies per draw of the noise: fixed, so that the votes do not depend on the batch size."""
 
 
@@ -66,15 +66,15 @@ def smoothed_votes(
     noise = (noise or Noise.make(0, "smoothing", torch.arange(len(x)))).to(x.device)
     full = torch.autocast(x.device.type, enabled=False)
     with attack_mode(model) as frozen, private_rng(noise.seed, x.device), torch.no_grad(), full:
-        rows = torch.arange(len(x), device=x.device).split(max(1, batch_size // BLOCK))
+        rows = torch.arange(len(x), device=x.device).split(max(1, batch_size // COPIES_AT_ONCE))
         return torch.cat([_votes(frozen, x[some], num, sigma, noise.take(some), batch_size) for some in rows])
 
 
 def _votes(model: Model, x: Tensor, num: int, sigma: float, noise: Noise, batch_size: int) -> Tensor:
     """The votes of a few examples, block of copies by block."""
     blocks = []
-    for draw, first in enumerate(range(0, num, BLOCK)):
-        count = min(BLOCK, num - first)
+    for draw, first in enumerate(range(0, num, COPIES_AT_ONCE)):
+        count = min(COPIES_AT_ONCE, num - first)
         copies = x[:, None] + sigma * noise.normal((count, *x.shape[1:]), draw).to(x)
         logits = torch.cat([model(part) for part in copies.flatten(0, 1).split(batch_size)])
         if logits.ndim != 2:

@@ -24,12 +24,12 @@ from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
 
 LEFT = "{fell} of {tried} examples that the attacks left standing: the number is some {worth} too high."
-COARSE = (
+OTHERWISE = (
     "{changed:.1%} of the sampled clean predictions change between {what} and float32. The verdict is one of float32; "
     "deployed otherwise, it is another model."
 )
 STEPS = ("radius", "gradient")
-COARSE_STEP = "Evaluate in the precision of deployment as well."
+OTHERWISE_STEP = "Evaluate in the precision of deployment as well."
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -72,10 +72,12 @@ CHECKS: tuple[Check, ...] = (
         "Judge model.float().",
     ),
     Check(
-        "reduced_precision", "Did TF32 predict otherwise?", model.without_tf32, model.coarse_level, COARSE, COARSE_STEP
+        "reduced_precision", "Did TF32 predict otherwise?", model.without_tf32, model.coarse_level, OTHERWISE,
+        OTHERWISE_STEP,
     ),
     Check(
-        "reduced_precision", "Would bf16 predict otherwise?", model.in_bfloat16, model.coarse_level, COARSE, COARSE_STEP
+        "reduced_precision", "Would bf16 predict otherwise?", model.in_bfloat16, model.coarse_level, OTHERWISE,
+        OTHERWISE_STEP,
     ),
     Check(
         "vanishing_gradients", "Is there a gradient on the loss that was climbed?", gradient.vanishing,
@@ -129,7 +131,7 @@ CHECKS: tuple[Check, ...] = (
         ("radius",),
     ),
     Check(
-        "straight_through_wins", "Does a softer backward pass break what stood?", attack.straight_through, broken,
+        "straight_through_wins", "Does a softer backward pass break what stood?", attack.softer_backward, broken,
         "With rounding, clamps and cuts passed straight through and ReLU softened, in the backward pass alone, ten "
         "steps broke " + LEFT,
         "Attack with that backward pass (BPDA) at full length.", STEPS,

@@ -64,7 +64,7 @@ def transfer(case: Case) -> Measured | None:
     return case.lost_to(case.attack("transfer", surrogate.across, case.stood, model=learned).fell)
 
 
-def straight_through(case: Case) -> Measured | None:
+def softer_backward(case: Case) -> Measured | None:
     """What falls to a softened backward pass."""
     if not len(case.stood):
         return None

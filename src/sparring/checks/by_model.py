@@ -17,7 +17,7 @@ from sparring.core.model_state import private_rng
 from sparring.core.types import device_of, take
 from sparring.results.findings import Level
 
-ALONE = 16  # examples shown one by one
+ONE_BY_ONE = 16  # examples shown one by one
 
 
 def repeatable(case: Case) -> Measured | None:
@@ -82,7 +82,7 @@ class _Calls(TorchFunctionMode):
 
 def autograd_inside(case: Case) -> Measured | None:
     """How often the forward pass computes gradients itself (optimisation at inference)."""
-    few, calls = take(case.shown, case.every[:ALONE]), _Calls()
+    few, calls = take(case.shown, case.every[:ONE_BY_ONE]), _Calls()
     with calls, torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, calls.unpack), torch.no_grad():
         try:
             case.model(few)
@@ -96,7 +96,7 @@ def batch_dependence(case: Case) -> Measured | None:
     if "random_output" in case.seen or len(case.y) < 2:
         return None
     gap = changed = 0.0
-    for rows in (case.every[:ALONE].split(1), case.every.flip(0).split(-(-len(case.y) // 3))):
+    for rows in (case.every[:ONE_BY_ONE].split(1), case.every.flip(0).split(-(-len(case.y) // 3))):
         try:
             other = torch.cat([case.logits(take(case.shown, part)) for part in rows])
         except ValueError:  # BatchNorm without running statistics refuses a batch of one
