@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from sparring.evaluation.as_results import as_results
 from sparring.evaluation.measure import Evaluation
-from sparring.results.write import to_record
 
 
 def untimed(value: Any) -> Any:
@@ -19,7 +19,8 @@ def untimed(value: Any) -> Any:
 
 def check_same(a: Evaluation, b: Evaluation) -> None:
     """Raises AssertionError unless both hold the same: every count, every column bit by bit, pictures, findings."""
-    assert untimed(to_record(a)) == untimed(to_record(b))
+    (one, rows, _), (two, others, _) = as_results(a), as_results(b)
+    assert untimed(one.plain()) == untimed(two.plain()) and rows == others
     for tensors, others in ((a.table, b.table), (a.gallery, b.gallery)):
         assert list(tensors) == list(others)
         for name, tensor in tensors.items():

@@ -25,11 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attacks": LOWER,
     "certify": {"core", "threats", "certify"},
     "training": LOWER | {"training"},
-    "results": {"core", "threats", "results", "evaluation"},
+    "results": {"core", "results"},
     "evaluation": LOWER | {"certify", "evaluation", "results"},
     "checks": LOWER | {"checks", "evaluation", "results"},
-    "report": {"core", "report"},
-    "modalities": {"core", "threats", "attacks", "certify", "training", "evaluation", "modalities", "adapters"},
+    "report": {"core", "modalities", "report", "results"},
+    "modalities": LOWER | {"certify", "training", "evaluation", "results", "modalities", "adapters"},
     "adapters": {"core", "adapters"},
 }
 """A room that may import itself is named too. Nothing below the command knows the command."""

@@ -30,11 +30,14 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.as_results import as_results
 from sparring.evaluation.measure import CURVE, Evaluation, measure
 from sparring.evaluation.one_batch import REJECTIONS
 from sparring.evaluation.preflight import PreflightError, preflight
+from sparring.results.read import read_evaluation
+from sparring.results.schema import Results, Row
 from sparring.results.statistics import wilson
-from sparring.results.write import COLUMNS, SCHEMA, write_results
+from sparring.results.write import write_evaluation
 from sparring.threats import L2, Linf
 
 NUM, DIM = 40, 11
@@ -115,7 +118,7 @@ def test_robust_accuracy_of_a_line(make: Any, kind: str, rank: int) -> None:
     robust = CORRECT & (distance(kind) > radius)
     assert torch.equal(found.table["correct"], CORRECT) and torch.equal(found.table["robust"], robust)
     assert found.clean == wilson(int(CORRECT.sum()), NUM) and found.robust == wilson(int(robust.sum()), NUM)
-    assert found.attack_success == wilson(int((CORRECT & ~robust).sum()), int(CORRECT.sum()))
+    assert found.attack_success == wilson(int((CORRECT & ~robust).sum()), int(CORRECT.sum()), higher_is_better=False)
     fell = CORRECT & ~robust
     assert torch.equal(found.table["broken_by"], torch.where(fell, 0, -1))
     assert torch.equal(found.table["adversarial_prediction"][fell], 1 - Y[fell])
@@ -399,8 +402,8 @@ def test_an_infinite_radius_has_no_curve_but_results(tmp_path: Path) -> None:
     attacks = make_plan("gradient-ascent:num_steps=200,absolute_step=0.5", Linf(0.1))
     found = measure(MODEL, cut(X, Y, 7), free("L2", math.inf), attacks)
     assert found.robust.count == 0 and found.curve == [] and found.curve_attacks == []
-    record = write_results(tmp_path, found)
-    assert record["threat_settings"]["radius"] == "inf"
+    record = write(tmp_path, found).plain()
+    assert record["threat"]["settings"]["radius"] == "inf" and record["threat"]["radius"] is None
     assert json.loads((tmp_path / "results.json").read_text()) == record
     bounded = measure(MODEL, [(X, Y)], free("L2", torch.full((NUM,), math.inf)), [lambda t: gradient_ascent(t)])
     assert bounded.curve == []
@@ -458,7 +461,7 @@ def test_named_inputs_with_a_threat_of_their_own(tmp_path: Path) -> None:
     changed = (pictures["x_adv/ids"] != pictures["x/ids"]).sum(1)
     assert torch.equal(changed.to(found.table["size"]), found.table["size"][index])
     assert found.curve[2][1].count <= found.curve[1][1].count
-    assert write_results(tmp_path, found)["robust_accuracy"]["count"] == found.robust.count
+    assert write(tmp_path, found).metrics["robust_accuracy"].count == found.robust.count
     with np.load(tmp_path / "gallery.npz", allow_pickle=False) as stored:
         assert set(stored.files) == set(pictures)
 
@@ -533,11 +536,18 @@ def test_the_cost_adds_up() -> None:
 # Files -----------------------------------------------------------------------------------------------------------
 
 KEYS = {
-    "schema", "name", "version", "created", "command", "model", "data", "threat", "threat_settings", "seed",
-    "clean_accuracy", "robust_accuracy", "attacks", "attack_success", "curve", "curve_attacks", "per_class",
-    "findings", "cost", "training", "environment", "certified_accuracy", "certification", "verdict", "sanity",
+    "schema", "name", "version", "created", "command", "model", "data", "threat", "seed", "metrics", "attacks", "curve",
+    "curve_attacks", "per_class", "findings", "cost", "training", "environment", "certification", "verdict", "sanity",
 }  # fmt: skip
-ABOUT = {"name": "me", "created": "now", "command": None, "model": {}, "data": {}, "training": None}
+ABOUT = {"name": "me", "created": "now", "command": None, "model": {"name": "cnn"}, "training": None}
+
+
+def write(folder: Path, found: Evaluation, **about: Any) -> Results:
+    """The files of an evaluation; read back, they hold the same."""
+    stored = as_results(found, **about)
+    write_evaluation(folder, *stored)
+    assert read_evaluation(folder).results == stored.results
+    return stored.results
 
 
 def documented() -> Iterator[str]:
@@ -549,20 +559,22 @@ def documented() -> Iterator[str]:
 
 
 def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
-    assert set(documented()) | {"threat_settings", "curve_attacks"} == KEYS
+    assert set(documented()) == KEYS
     found = measure(MODEL, cut(X, Y, 7), free("Linf", between("Linf", 18)), make_plan("fgsm,pgd", Linf(0.1)), seed=4)
-    record = write_results(tmp_path, found, class_names=["zero", "one"], **ABOUT)
+    record = write(tmp_path, found, class_names=["zero", "one"], **ABOUT).plain()
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == record
-    assert set(record) == KEYS and record["schema"] == SCHEMA == "sparring.results/1" and record["seed"] == 4
-    share = {"value", "low", "high", "n", "count"}
-    for name in ("clean_accuracy", "robust_accuracy", "attack_success"):
-        assert set(record[name]) == share
-    assert {frozenset(point) for point in record["curve"]} == {frozenset(share | {"radius"})}
+    assert set(record) == KEYS and record["schema"] == "sparring.results/2" and record["seed"] == 4
+    share = {"value", "low", "high", "n", "count", "higher_is_better"}
+    assert set(record["metrics"]) == {"clean_accuracy", "robust_accuracy", "attack_success"}
+    assert {frozenset(metric) for metric in record["metrics"].values()} == {frozenset(share)}
+    assert [m["higher_is_better"] for m in record["metrics"].values()] == [True, True, False]
+    assert record["threat"]["words"] == found.threat.describe() and record["threat"]["radius"] == found.threat.radius
+    assert {frozenset(point) for point in record["curve"]} == {frozenset({"radius", "robust_accuracy"})}
     for attack in record["attacks"]:
-        keys = {"name", "settings", "near", "ran_on", "skipped", "broke", "robust_after", "rejected", "cost"}
+        keys = {"name", "settings", "margin_at_most", "ran_on", "skipped", "broke", "robust_after", "rejected", "cost"}
         assert set(attack) == keys
         assert set(attack["rejected"]) == set(REJECTIONS)
-    assert record["attacks"][-1]["robust_after"] == record["robust_accuracy"]["value"]
+    assert record["attacks"][-1]["robust_after"] == record["metrics"]["robust_accuracy"]["value"]
     assert [set(row) for row in record["per_class"]] == [{"label", "name", "n", "clean", "robust"}] * 2
     assert [row["name"] for row in record["per_class"]] == ["zero", "one"]
     assert set(record["cost"]) == {"forwards", "backwards", "seconds"}
@@ -572,14 +584,15 @@ def test_results_hold_what_the_documentation_says(tmp_path: Path) -> None:
 def test_a_row_per_example(tmp_path: Path) -> None:
     radius = between("Linf", 18)
     found = measure(MODEL, cut(X, Y, 7), free("Linf", radius), make_plan("fgsm", Linf(0.1)))
-    write_results(tmp_path, found)
+    write(tmp_path, found)
     with (tmp_path / "examples.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == NUM and tuple(rows[0]) == COLUMNS
+    assert len(rows) == NUM and tuple(rows[0]) == Row._fields
     for i, row in enumerate(rows):
         fell = bool(CORRECT[i]) and float(distance("Linf")[i]) < radius
         assert (int(row["index"]), int(row["label"])) == (i, int(Y[i]))
         assert int(row["clean_prediction"]) == int(SCORE[i] > 0)
+        assert row["correct"] == str(int(CORRECT[i]))
         assert row["robust"] == str(int(bool(CORRECT[i]) and not fell))
         assert row["broken_by"] == ("fgsm" if fell else "")
         assert bool(row["adversarial_prediction"]) == bool(row["adversarial_confidence"]) == bool(row["size"]) == fell
@@ -591,7 +604,7 @@ def test_a_row_per_example(tmp_path: Path) -> None:
 def test_the_gallery_and_what_remains_of_an_old_one(tmp_path: Path) -> None:
     threat = free("Linf", between("Linf", 25))
     found = measure(MODEL, cut(X, Y, 7), threat, [fgsm], curve=(), gallery_size=5)
-    write_results(tmp_path, found)
+    write(tmp_path, found)
     with np.load(tmp_path / "gallery.npz", allow_pickle=False) as gallery:
         assert set(gallery) == {
             "index", "x", "x_adv", "label", "clean_prediction", "clean_confidence", "adversarial_prediction",
@@ -610,27 +623,27 @@ def test_the_gallery_and_what_remains_of_an_old_one(tmp_path: Path) -> None:
 def test_no_gallery_when_nothing_was_attacked_and_no_old_one_remains(tmp_path: Path) -> None:
     (tmp_path / "gallery.npz").write_bytes(b"old")
     nothing = measure(MODEL, [(X, (SCORE <= 0).long())], free("Linf", 0.1), [fgsm], curve=())
-    write_results(tmp_path, nothing)
+    write(tmp_path, nothing)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.csv", "results.json"]
 
 
 def test_no_gallery_when_nothing_fell_and_no_old_one_remains(tmp_path: Path) -> None:
     (tmp_path / "gallery.npz").write_bytes(b"old")
     nothing = measure(MODEL, cut(X, Y, 7), free("Linf", 1e-9), [fgsm], curve=())
-    write_results(tmp_path, nothing)
+    write(tmp_path, nothing)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.csv", "results.json"]
 
 
 def test_a_failing_write_leaves_no_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(MODEL, [(X, Y)], free("Linf", between("Linf", 18)), [fgsm], curve=())
-    write_results(tmp_path, found)
+    write(tmp_path, found)
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(OSError, match="No space left"):
-        write_results(tmp_path, found)
+        write(tmp_path, found)
     assert [p.name for p in tmp_path.iterdir()] == ["examples.csv"]
 
 

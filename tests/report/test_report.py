@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import N, changed, right, sha_of, share, text_of, write_examples, write_run
+from pages import N, changed, metrics, right, sha_of, share, text_of, write_run
 
+from sparring.modalities.images.show import most_changed, pictures
 from sparring.report import write_report
-from sparring.report.compare import compare, paired, unpaired
-from sparring.report.plots import most_changed, pictures
-from sparring.report.results import read_run
-from sparring.report.words import duration, points, read_threat
+from sparring.report.words import duration, points
+from sparring.results.compare import compare
+from sparring.results.read import read_evaluation
+from sparring.results.schema import Metric
+from sparring.results.statistics import paired_change, unpaired_change
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_page_is_accessible(pair: list[Path], tmp_path: Path) -> None:
     assert '<html lang="en">' in text and "<title>How robust are Standard and Hardened?</title>" in text
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 7
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 9
     assert all("alt=" in image for image in re.findall("<img[^>]*>", text))
     assert text.count("<figure") == text.count("<figcaption")
 
@@ -95,14 +97,14 @@ def test_the_numbers_on_the_page(pair: list[Path], tmp_path: Path) -> None:
     assert "95.5 to 98.6 %" in text and "55.1 to 64.7 %" in text  # Wilson, n = 400, counts 390 and 240
     assert "Of the same 400 examples, 5 are right only in Hardened and 15 only in Standard" in text
     assert "(McNemar's exact test, p = 0.041)" in text and "would come up in 41 of 1 000 such comparisons" in text
-    assert "Every colour value of every pixel may change by at most 8/255, which is 3.1 % of its range." in text
+    assert "Every value of the input may change by at most 8/255. An opponent with this freedom" in text
     assert "aeroplane (98.0 %) → car (87.0 %) example 12, in truth aeroplane" in text
     assert "This is robust overfitting" in text and "epoch 12" in text
 
 
 def test_difference_within_chance_is_called_so(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / "a", "A", right(300), right(100)),
-            write_run(tmp_path / "b", "B", right(300, shift=3), right(100))]  # fmt: skip
+    runs = [write_run(tmp_path / "a", "A", right(300), right(100, shift=5)),
+            write_run(tmp_path / "b", "B", right(300, shift=3), right(100, shift=5))]  # fmt: skip
     text = text_of(write_report(runs, tmp_path / "r.html"))
     assert "Hardening made no difference under attack beyond chance, with no clear change on clean inputs" in text
     assert "3 are right only in B and 3 only in A (McNemar's exact test, p = 1.00): if both models were" in text
@@ -112,9 +114,9 @@ def test_difference_within_chance_is_called_so(tmp_path: Path) -> None:
 
 def test_paired_change_against_hand_computation() -> None:
     # 10 examples: 1 lost, 7 gained. Exact test: 2 * (1 + 8) / 2**8.
-    change = paired([True, True] + [False] * 8, [True, False] + [True] * 7 + [False])
-    assert (change.lost, change.gained, change.n) == (1, 7, 10)
-    assert change.p == pytest.approx(18 / 256)
+    change = paired_change([True, True] + [False] * 8, [True, False] + [True] * 7 + [False])
+    assert change.test and (change.test.only_a, change.test.only_b, change.n) == (1, 7, 10)
+    assert change.test.p_value == pytest.approx(18 / 256)
     assert change.difference == pytest.approx(0.6) and change.within_chance
     spread = 1.959963984540054 * math.sqrt((9 - 36 / 12) / 12**2)  # Agresti-Min with n + 2 = 12
     assert (change.low, change.high) == pytest.approx((0.5 - spread, 0.5 + spread))
@@ -122,30 +124,31 @@ def test_paired_change_against_hand_computation() -> None:
 
 def test_unpaired_interval_against_published_value() -> None:
     # Newcombe (1998), example (a): 56/70 against 48/80, method 10 gives 0.0524 to 0.3339.
-    change = unpaired(share(right(48, 80)), share(right(56, 70)))
+    change = unpaired_change(Metric(**share(right(48, 80))), Metric(**share(right(56, 70))))
     assert (change.low, change.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert change.p is None and not change.within_chance
+    assert change.test is None and not change.within_chance
 
 
 def test_one_model_is_known_by_its_weights_or_else_by_its_answers(pair: list[Path]) -> None:
     def same(**model: Any) -> bool:
-        return bool(compare(read_run(pair[0]), read_run(changed(pair[1], model=model)))["same_model"])
+        return compare(read_evaluation(pair[0]), read_evaluation(changed(pair[1], model=model))).same_model
 
     changed(pair[0], model={"name": "cnn", "sha256": sha_of("w")})
     assert same(name="cnn", sha256=sha_of("w")) and not same(name="cnn", sha256=sha_of("v"))
     assert not same(name="other.py:defended", sha256=sha_of("w"))  # the same weights, in another network
     changed(pair[0], model={"name": "my.py:net", "sha256": None})
     assert not same(name="my.py:net", sha256=None)  # the clean answers differ
-    write_examples(pair[1] / "examples.csv", np.arange(N) % 4, right(390), right(5))
-    assert same(name="my.py:net", sha256=None) and not same()
+    write_run(pair[1], "Hardened", right(390), right(5))
+    assert same(name="my.py:net", sha256=None)
+    assert not compare(read_evaluation(pair[0]), read_evaluation(changed(pair[1], model=None))).same_model
 
 
 def test_pairing_uses_the_shared_examples_only(pair: list[Path]) -> None:
-    rows = (pair[1] / "examples.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    (pair[1] / "examples.csv").write_text(rows[0] + "".join(rows[101:]), encoding="utf-8")  # 100 to 399
-    effect = compare(read_run(pair[0]), read_run(pair[1]))
-    assert effect["clean"].n == 300 and (effect["clean"].lost, effect["clean"].gained) == (0, 5)
-    assert "300 examples" in effect["cautions"][0]
+    hardened = right(380, shift=15)[100:]
+    write_run(pair[1], "Hardened", hardened, hardened & right(240, shift=15)[100:], index=np.arange(100, N))
+    effect = compare(read_evaluation(pair[0]), read_evaluation(pair[1]))
+    assert effect.clean.n == 300 and effect.clean.test and effect.clean.test[:2] == (0, 5)
+    assert "300 examples" in effect.cautions[0]
 
 
 @pytest.mark.parametrize("what", ["no csv", "other labels", "other data"])
@@ -153,17 +156,20 @@ def test_what_cannot_be_paired_is_said(pair: list[Path], what: str, tmp_path: Pa
     if what == "no csv":
         (pair[0] / "examples.csv").unlink()
     elif what == "other labels":
-        write_examples(pair[0] / "examples.csv", np.full(N, 3), right(N), right(5))
+        write_run(pair[0], "Standard", right(390), right(12), labels=np.full(N, 3))
     else:
-        changed = json.loads((pair[1] / "results.json").read_text()) | {"data": {"name": "other", "shape": [3, 16, 16]}}
-        (pair[1] / "results.json").write_text(json.dumps(changed))
-    effect = compare(read_run(pair[0]), read_run(pair[1]))
-    assert effect["robust"].p is None and effect["robust"].difference == pytest.approx(0.57)
+        changed(pair[1], data={"kind": "images", "name": "other", "split": "test", "shape": [3, 16, 16]})
+    effect = compare(read_evaluation(pair[0]), read_evaluation(pair[1]))
+    assert effect.robust.test is None and effect.robust.difference == pytest.approx(0.57)
     text = text_of(write_report(pair, tmp_path / "r.html"))
     assert "could not be paired" in text and "McNemar's exact test, p " in text and "are right only" not in text
 
 
-UNLIKE = [("threat", "linf:1/255", "threat models"), ("attacks", [], "attacks")]
+UNLIKE = [
+    ("threat", {"text": "linf:1/255", "words": "Little."}, "threat models"),
+    ("threat", {"text": "linf:8/255", "words": "The same?", "settings": {"norm_of_tokens": 2.0}}, "threat models"),
+    ("attacks", "other settings", "attacks"),
+]
 
 
 @pytest.mark.parametrize(("key", "value", "says"), UNLIKE)
@@ -171,8 +177,8 @@ def test_unlike_measurements_are_not_compared_in_silence(
     pair: list[Path], tmp_path: Path, key: str, value: Any, says: str
 ) -> None:
     plain = text_of(write_report(pair, tmp_path / "r.html"))
-    results = json.loads((pair[1] / "results.json").read_text()) | {key: value}
-    (pair[1] / "results.json").write_text(json.dumps(results))
+    attacks = json.loads((pair[1] / "results.json").read_text())["attacks"]
+    changed(pair[1], **{key: [entry | {"settings": {}} for entry in attacks] if key == "attacks" else value})
     text = text_of(write_report(pair, tmp_path / "r.html"))
     assert f"Measured with different {says}" in text and "Read with the reservation below." in text
     assert "Measured with different" not in plain and "reservation" not in plain
@@ -180,8 +186,9 @@ def test_unlike_measurements_are_not_compared_in_silence(
 
 def test_classes_that_lost_most(pair: list[Path], tmp_path: Path) -> None:
     labels = np.arange(N) % 4
-    write_examples(pair[0] / "examples.csv", labels, right(N), right(0))
-    write_examples(pair[1] / "examples.csv", labels, (labels != 2) | (np.arange(N) > 200), labels != 1)
+    clean = (labels != 2) | (np.arange(N) > 200)
+    write_run(pair[0], "Standard", right(N), right(0))
+    write_run(pair[1], "Hardened", clean, clean & (labels != 1))
     text = text_of(write_report(pair, tmp_path / "r.html"))
     assert re.search(r"Lost most on clean inputs: bird \(-5[01]\.0 points\)\. Gained least", text)
     assert "Gained least under attack: car (0.0 points, within chance); " in text
@@ -192,11 +199,20 @@ def test_text_from_files_is_escaped(pair: list[Path], tmp_path: Path) -> None:
     for folder in pair:
         results = json.loads((folder / "results.json").read_text())
         results["data"]["class_names"] = [evil] * 4
-        for entry in results["per_class"] + results["attacks"]:
+        for entry in results["per_class"]:
             entry["name"] = evil
+        for entry in results["attacks"]:
+            entry["name"] = evil
+        results["threat"] |= {"text": evil, "words": evil}
+        table = (folder / "examples.csv").read_text()
+        quoted = '"' + evil.replace('"', '""') + '"'
+        for known in ("fgsm", "pgd"):
+            table = table.replace(f",{known},", f",{quoted},")
+        (folder / "examples.csv").write_text(table)
         finding = {"name": evil, "sentence": evil, "numbers": {evil: evil}}
         results |= {"name": evil, "command": evil, "findings": [finding]}
         results["training"] |= {"recipe": evil, "stopped": evil, "config": {evil: evil}}
+        results["metrics"][evil] = share(right(3))
         (folder / "results.json").write_text(json.dumps(results))
     out = write_report(pair, tmp_path / "r.html", title=evil)
     text, links = out.read_text(encoding="utf-8"), parsed(out)
@@ -241,16 +257,38 @@ def test_missing_parts_are_left_out_with_a_sentence(tmp_path: Path) -> None:
 
 def test_sparse_but_valid_results(tmp_path: Path) -> None:
     """Only what a page needs: nothing was attacked, nothing right, a threat of its own, an empty history."""
-    bare = {"attacks": [], "curve": [], "per_class": [], "threat": "words:2 of 5", "model": {}, "cost": None,
-            "environment": None, "attack_success": None}  # fmt: skip
+    bare = {"attacks": [], "curve": [], "per_class": [], "threat": {"text": "words:2", "words": "Two of five."},
+            "model": None, "cost": None, "environment": {}}  # fmt: skip
     run = write_run(tmp_path / "a", "A", right(0, 9), right(0, 9), **bare)
     results = json.loads((run / "results.json").read_text())
     results["training"] |= {"history": [], "best": {}, "last": {}, "best_epoch": -1, "stopped": "It was interrupted."}
     (run / "results.json").write_text(json.dumps(results))
     text = text_of(write_report([run], tmp_path / "r.html"))
-    assert "within this threat model: words:2 of 5." in text and "No attack was run." in text
+    assert "Two of five. An opponent" in text and "No attack was run." in text
     assert "No example was turned" in text and "No record of the single epochs" in text
     assert "It was interrupted." in text and "Security curve" not in text
+
+
+def test_other_metrics_get_a_table(tmp_path: Path) -> None:
+    own = {
+        "mean_words_changed": {"value": 1.5, "low": 1.25, "high": 1.75, "n": N, "count": None},
+        "recall": share(right(30)),
+    }
+    clean, robust = right(390), right(12)
+    runs = [write_run(tmp_path / "a", "A", clean, robust, metrics=metrics(clean, robust, **own)),
+            write_run(tmp_path / "b", "B", clean, robust)]  # fmt: skip
+    text = text_of(write_report(runs, tmp_path / "r.html"))
+    assert "also measured A 95 % interval B 95 % interval" in text
+    assert "mean words changed 1.5 1.25 to 1.75 \N{EN DASH} \N{EN DASH}" in text
+    assert "recall 7.5 % 5.3 to 10.5 %" in text and "attack success" not in text
+    assert "also measured" not in text_of(write_report(runs[1:], tmp_path / "r.html"))
+
+
+def test_a_kind_of_input_that_is_not_known_has_no_pictures(tmp_path: Path) -> None:
+    other = {"kind": "smells", "name": "toy", "split": "test"}
+    run = write_run(tmp_path / "a", "A", right(390), right(12), data=other)
+    text = text_of(write_report([run], tmp_path / "r.html"))
+    assert "This kind of input has nothing to show." in text
 
 
 def test_history_without_validation(tmp_path: Path) -> None:
@@ -270,7 +308,7 @@ def test_history_without_validation(tmp_path: Path) -> None:
         ("results.json", '{"schema": "spar', "not valid JSON"),
         ("results.json", "[]", "got list"),
         ("results.json", '{"schema": "sparring.results/9"}', "sparring.results/9"),
-        ("results.json", '{"schema": "sparring.results/1"}', "a str at name, got None"),
+        ("results.json", '{"schema": "sparring.results/2"}', "name: Field required"),
         ("examples.csv", "index,label\n0,1\n", "clean_prediction"),
         ("gallery.npz", "no archive", "npz without pickle"),
     ],
@@ -288,9 +326,9 @@ def test_broken_files_are_refused(pair: list[Path], tmp_path: Path, file: str, c
 
 def test_numbers_that_are_none_are_refused(pair: list[Path], tmp_path: Path) -> None:
     results = json.loads((pair[0] / "results.json").read_text())
-    results["robust_accuracy"]["low"] = "<b>"
+    results["metrics"]["robust_accuracy"]["low"] = "<b>"
     (pair[0] / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"robust_accuracy\.low"):
+    with pytest.raises(ValueError, match=r"metrics\.robust_accuracy\.low"):
         write_report(pair, tmp_path / "r.html")
     with pytest.raises(ValueError, match="at least one folder"):
         write_report([], tmp_path / "r.html")
@@ -305,7 +343,7 @@ def test_pickle_in_the_gallery_is_not_opened(pair: list[Path], tmp_path: Path) -
 def test_flat_features_become_a_table(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "A", right(390), right(12), shape=(20,))
     out = write_report([run], tmp_path / "r.html")
-    assert "img" not in parsed(out).tags and "Every feature may change" in text_of(out)
+    assert "img" not in parsed(out).tags and '<th scope="row">0</th>' in out.read_text()
     assert "The features that changed most" in text_of(out)
     changed = most_changed(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.5, 1.0, -1.0, 3.1]))
     assert [(c["feature"], c["after"]) for c in changed] == [(0 + 2, -1.0), (0, 0.5), (3, 3.1)]
@@ -320,15 +358,6 @@ def test_pictures_magnify_the_change_to_the_full_range() -> None:
 
 
 def test_words() -> None:
-    grey = read_threat("linf:0.2", [1, 8, 8])
-    assert grey.words.startswith("Every pixel may change by at most 0.2, which is 20.0\u00a0% of its range.")
-    sparse = read_threat("l1:12", [3, 32, 32])
-    assert sparse.radius == 12 and "all 3072 values add up to at most 12" in sparse.words
-    euclid = read_threat("l2:0.5,box=none", [3, 32, 32])
-    assert "all 3072 values" in euclid.words and "all of them by 0.00902" in euclid.words and euclid.low is None
-    assert read_threat("linf:inf", [4]).radius is None and read_threat("linf:1,box=-3..3", [4]).low == -3.0
-    for odd in ("spatial", "linf:x", "linf:1/0", "l2:1,box=..", ""):
-        assert read_threat(odd, []).radius is None
     assert points(-0.0001) == "0.0" and points(-0.041) == "\N{MINUS SIGN}4.1" and points(0.5) == "+50.0"
     times = [duration(s).replace("\u00a0", " ") for s in (0.42, 99, 600, 7200, None)]
     assert times == ["0.4 s", "99 s", "10 min", "2.0 h", "\N{EN DASH}"]

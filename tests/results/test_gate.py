@@ -7,20 +7,44 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import typer
-from test_cli import NETS, arrays, check_error, content, sparring
 
+from command import call
 from sparring.app.cli import app
-from sparring.results.gate import Check, Demands, judge, paired, read_baseline
-from sparring.results.read import locate, read_results
+from sparring.results.gate import Check, Demands, judge, read_baseline, read_bounds
+from sparring.results.read import StoredEvaluation, locate, read_evaluation
+from sparring.results.schema import Results, Row
 from sparring.results.statistics import examples_needed, wilson
 
 Z95 = 1.959963984540054
 PAGE = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: Any
+    out: str
+    err: str
+
+
+def sparring(*arguments: str) -> Outcome:
+    return Outcome(*call(*arguments))
+
+
+def check_error(outcome: Outcome, fragments: tuple[str, ...]) -> None:
+    """One line, exit code 2, the fragments in it."""
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome
+    for fragment in fragments:
+        assert fragment in outcome.err, (fragment, outcome.err)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def share(count: int, n: int) -> dict[str, Any]:
@@ -28,48 +52,91 @@ def share(count: int, n: int) -> dict[str, Any]:
 
 
 def record(robust: int = 450, clean: int = 850, n: int = 1000, **changes: Any) -> dict[str, Any]:
-    """What results.json holds, as far as the gate reads it."""
+    """What results.json holds, as far as the gate reads it; changes["metrics"] are added to the two accuracies."""
+    metrics = {"clean_accuracy": share(clean, n), "robust_accuracy": share(robust, n)} | changes.pop("metrics", {})
     found = {
-        "schema": "sparring.results/1", "name": "net", "data": {"name": "digits", "split": "test"},
-        "threat": "linf:8/255", "clean_accuracy": share(clean, n), "robust_accuracy": share(robust, n),
-        "attacks": [{"name": "pgd", "settings": {"num_steps": 40}}], "findings": [], "verdict": "TRUSTED",
+        "schema": "sparring.results/2", "name": "net", "metrics": metrics,
+        "data": {"kind": "images", "name": "digits", "split": "test"},
+        "threat": {"text": "linf:8/255", "words": "Little."}, "verdict": "TRUSTED",
+        "attacks": [attack("pgd", {"num_steps": 40}, clean - robust, robust / n)],
     }  # fmt: skip
-    return {key: value for key, value in (found | changes).items() if value != "absent"}
+    return found | changes
 
 
-def failing(found: dict[str, Any], **options: Any) -> list[str]:
-    return [check.name for check in judge(found, Demands(**options)).checks if not check.passed]
+def attack(name: str, settings: Any, broke: int, after: float) -> dict[str, Any]:
+    cost = {"forwards": 0, "backwards": 0, "seconds": 0.0}
+    told = {"ran_on": 1000, "skipped": 0, "broke": broke, "robust_after": after, "rejected": {}, "cost": cost}
+    return {"name": name, "settings": settings, **told}
+
+
+def stored(**changes: Any) -> StoredEvaluation:
+    return StoredEvaluation(Results.model_validate_json(json.dumps(record(**changes))))
+
+
+SHORT = {"min_robust": "robust_accuracy", "min_clean": "clean_accuracy"}
+
+
+def demands(**options: Any) -> Demands:
+    """Demands from the short options of the command line."""
+    short = {name: options.pop(name, None) for name in SHORT}
+    least = {SHORT[name]: float(value) for name, value in short.items() if value is not None}
+    if "max_drop" in options:
+        options["max_drop"] = read_bounds("--max-drop", [str(options["max_drop"])], SHORT.values())
+    return Demands(least=least | options.pop("least", {}), **options)
+
+
+def failing(found: StoredEvaluation, **options: Any) -> list[str]:
+    return [check.name for check in judge(found, demands(**options)).checks if not check.passed]
 
 
 # What fails ------------------------------------------------------------------------------------------------------
 
-BASE = record(450, 850)
+BASE = stored()
 DROP = {"baseline": BASE, "max_drop": 0.01}
-SUSPECT, INVALID, OLD = ({"verdict": word} for word in ("SUSPECT", "INVALID", "absent"))
+SUSPECT, INVALID, OLD = ({"verdict": word} for word in ("SUSPECT", "INVALID", None))
+
+OWN = {"metrics": {
+    "certified_accuracy": share(200, 1000), "attack_success": share(400, 850) | {"higher_is_better": False},
+    "distance": {"value": 12.5, "low": 12.0, "high": 13.0, "n": 1000, "higher_is_better": False},
+}}  # fmt: skip
 
 TABLE: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     # thresholds
     ({}, {"min_robust": 0.45}, []),
-    ({"robust": 449}, {"min_robust": 0.45}, ["min_robust"]),
+    ({"robust": 449}, {"min_robust": 0.45}, ["min_robust_accuracy"]),
     ({"robust": 449}, {"min_clean": 0.8}, []),
-    ({"clean": 799}, {"min_clean": 0.8, "min_robust": 0.45}, ["min_clean"]),
-    ({"robust": 0, "clean": 0}, {"min_clean": 0.8, "min_robust": 0.45}, ["min_robust", "min_clean"]),
+    ({"clean": 799}, {"min_clean": 0.8, "min_robust": 0.45}, ["min_clean_accuracy"]),
+    ({"robust": 0, "clean": 0}, {"min_clean": 0.8, "min_robust": 0.45}, ["min_robust_accuracy", "min_clean_accuracy"]),
     ({"robust": 0, "clean": 0}, {"min_clean": 0, "min_robust": 0.0}, []),
-    ({"robust": 999, "clean": 1000}, {"min_clean": 1, "min_robust": 1.0}, ["min_robust"]),
+    ({"robust": 999, "clean": 1000}, {"min_clean": 1, "min_robust": 1.0}, ["min_robust_accuracy"]),
+    # any metric, either way
+    (OWN, {"least": {"certified_accuracy": 0.2}, "most": {"attack_success": 0.5}}, []),
+    (OWN, {"least": {"certified_accuracy": 0.2001}}, ["min_certified_accuracy"]),
+    (OWN, {"most": {"attack_success": 0.4699}}, ["max_attack_success"]),
+    (OWN, {"most": {"attack_success": 0.5, "distance": 12.5}}, []),
+    (OWN, {"most": {"distance": 12.49}, "least": {"distance": 12.51}}, ["min_distance", "max_distance"]),
+    (OWN, {"most": {"distance": 12.5}, "confident": True}, ["max_distance"]),
+    (OWN, {"most": {"distance": 13}, "least": {"distance": 12}, "confident": True}, []),
+    (OWN, {"most": {"attack_success": 0.5}, "confident": True}, ["max_attack_success"]),
+    (OWN, {"most": {"attack_success": 0.51}, "confident": True}, []),
     # the interval
-    ({"robust": 480}, {"min_robust": 0.45, "confident": True}, ["min_robust"]),
+    ({"robust": 480}, {"min_robust": 0.45, "confident": True}, ["min_robust_accuracy"]),
     ({"robust": 481}, {"min_robust": 0.45, "confident": True}, []),
-    ({"robust": 0, "clean": 4, "n": 4}, {"min_robust": 0, "min_clean": 0.52, "confident": True}, ["min_clean"]),
+    (
+        {"robust": 0, "clean": 4, "n": 4},
+        {"min_robust": 0, "min_clean": 0.52, "confident": True},
+        ["min_clean_accuracy"],
+    ),
     # a baseline
     ({}, DROP, []),
     ({"robust": 900, "clean": 1000}, DROP, []),
     ({"robust": 440, "clean": 840}, DROP, []),
-    ({"robust": 439, "clean": 840}, DROP, ["drop_robust"]),
-    ({"robust": 440, "clean": 839}, DROP, ["drop_clean"]),
-    ({"robust": 0, "clean": 0}, DROP, ["drop_robust", "drop_clean"]),
+    ({"robust": 439, "clean": 840}, DROP, ["drop_robust_accuracy"]),
+    ({"robust": 440, "clean": 839}, DROP, ["drop_clean_accuracy"]),
+    ({"robust": 0, "clean": 0}, DROP, ["drop_robust_accuracy", "drop_clean_accuracy"]),
     ({"robust": 0, "clean": 0}, DROP | {"max_drop": 1}, []),
-    ({"robust": 449}, DROP | {"max_drop": 0}, ["drop_robust"]),
-    ({"robust": 439}, DROP | {"min_robust": 0.439, "confident": True}, ["min_robust", "drop_robust"]),
+    ({"robust": 449}, DROP | {"max_drop": 0}, ["drop_robust_accuracy"]),
+    ({"robust": 439}, DROP | {"min_robust": 0.439, "confident": True}, ["min_robust_accuracy", "drop_robust_accuracy"]),
     # verdicts
     ({}, {}, []),
     ({} | INVALID, {}, ["verdict"]),
@@ -85,17 +152,15 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"verdict": None}, {"min_robust": 0.45}, []),
     ({} | OLD, {"require_verdict": "TRUSTED"}, ["verdict"]),
     ({} | OLD, {"require_verdict": "SUSPECT"}, ["verdict"]),
-    ({"robust": 1} | INVALID, {"min_robust": 0.45} | DROP, ["verdict", "min_robust", "drop_robust"]),
+    ({"robust": 1} | INVALID, {"min_robust": 0.45} | DROP, ["verdict", "min_robust_accuracy", "drop_robust_accuracy"]),
 ]
 
 
 @pytest.mark.parametrize(("changes", "options", "expected"), TABLE)
 def test_what_fails(changes: dict[str, Any], options: dict[str, Any], expected: list[str]) -> None:
-    found = record(**changes)
-    before = json.dumps(found)
+    found = stored(**changes)
     assert failing(found, **options) == expected
-    assert json.dumps(found) == before
-    decision = judge(found, Demands(**options))
+    decision = judge(found, demands(**options))
     assert decision.passed == (not expected)
     assert all("\n" not in check.sentence for check in decision.checks)
 
@@ -103,11 +168,11 @@ def test_what_fails(changes: dict[str, Any], options: dict[str, Any], expected: 
 @pytest.mark.parametrize("n", [1, 3, 7, 100, 250, 1000])
 def test_thresholds_and_drops_are_those_of_whole_numbers(n: int) -> None:
     """Thousandths as typed: floats would fail 0.29 of 100, and a fall from 0.8 to 0.7 with max_drop 0.1."""
-    base, counts = record(n // 2, n // 2, n), range(n + 1)
-    records = [record(count, n, n) for count in counts]
+    base, counts = stored(robust=n // 2, clean=n // 2, n=n), range(n + 1)
+    records = [stored(robust=count, clean=n, n=n) for count in counts]
     for k in [*range(0, 1001, 77), 70, 100, 290, 450, 500, 570, 1000]:
         typed = k / 1000
-        least, drop = Demands(min_robust=typed), Demands(baseline=base, max_drop=typed)
+        least, drop = demands(min_robust=typed), demands(baseline=base, max_drop=typed)
         passes = [judge(found, least).passed for found in records]
         assert passes == [1000 * count >= k * n for count in counts], typed
         passes = [judge(found, drop).passed for found in records]
@@ -116,10 +181,10 @@ def test_thresholds_and_drops_are_those_of_whole_numbers(n: int) -> None:
 
 def test_no_surprise_by_floats() -> None:
     assert 0.29 * 100 < 29 and 0.07 * 100 > 7 and 0.8 - 0.1 > 0.7  # what a comparison of floats would stumble over
-    assert not failing(record(29, 29, 100), min_robust=0.29)
-    assert not failing(record(7, 7, 100), min_robust=0.07)
-    assert not failing(record(7, 7, 10), baseline=record(8, 8, 10), max_drop=0.1)
-    assert failing(record(449_999_999, 10**9, 10**9), min_robust=0.45) == ["min_robust"]
+    assert not failing(stored(robust=29, clean=29, n=100), min_robust=0.29)
+    assert not failing(stored(robust=7, clean=7, n=100), min_robust=0.07)
+    assert not failing(stored(robust=7, clean=7, n=10), baseline=stored(robust=8, clean=8, n=10), max_drop=0.1)
+    assert failing(stored(robust=449_999_999, clean=10**9, n=10**9), min_robust=0.45) == ["min_robust_accuracy"]
 
 
 @pytest.mark.parametrize("n", [1, 4, 25])
@@ -129,34 +194,96 @@ def test_confident_is_wilsons_interval_solved_for_the_threshold(n: int) -> None:
         for count in range(n + 1):
             gap = count / n - t
             expected = t == 0 or (gap >= 0 and gap**2 >= Z95**2 * t * (1 - t) / n)
-            assert (not failing(record(count, count, n), min_robust=t, confident=True)) == expected, (count, t)
+            assert (not failing(stored(robust=count, clean=count, n=n), min_robust=t, confident=True)) == expected, (
+                count,
+                t,
+            )
 
 
 def test_sentences_say_what_would_have_done() -> None:
-    few = record(4, 4, 4)
-    (check,) = judge(few | {"verdict": None}, Demands(min_clean=0.8, confident=True)).checks
+    few = stored(robust=4, clean=4, n=4, verdict=None)
+    (check,) = judge(few, demands(min_clean=0.8, confident=True)).checks
     assert check == Check(
-        "min_clean", False,
+        "min_clean_accuracy", False,
         "clean accuracy 100.0% (4 of 4); --min-clean 0.8 with --confident needs more than all 4: measure more examples",
     )  # fmt: skip
-    findings = [
-        {"name": "zero_gradients", "level": "suspect"}, {"name": "missing classes", "level": "note"}, {"name": "old"},
-        {"name": "more_steps", "level": "suspect"}, {"level": "suspect"},
-    ]  # fmt: skip
-    (check,) = judge(record(findings=findings, verdict="SUSPECT"), Demands()).checks
+    levels = {"zero_gradients": "suspect", "missing classes": "note", "old": "note", "more_steps": "suspect"}
+    findings = [{"name": name, "sentence": "So.", "level": level} for name, level in levels.items()]
+    (check,) = judge(stored(findings=findings, verdict="SUSPECT"), Demands()).checks
     assert check.sentence.startswith("verdict SUSPECT (zero_gradients, more_steps): ")
 
 
-def test_notes() -> None:
-    def notes(found: dict[str, Any], **options: Any) -> list[str]:
-        return list(judge(found, Demands(**options)).notes)
+def test_sentences_of_other_metrics() -> None:
+    found = stored(**OWN, verdict=None)
 
-    assert notes(record(), **DROP) == []
-    assert [n for n in notes(record(verdict="absent"), min_clean=0) if "there is no verdict" in n]
-    assert notes(record(verdict="absent"), require_verdict="TRUSTED") == []  # that is a failure, not a note
-    (note,) = notes(record(), baseline=BASE | {"verdict": "INVALID"}, max_drop=0)
+    def said(**options: Any) -> str:
+        (check,) = judge(found, Demands(**options)).checks
+        return check.sentence
+
+    assert (
+        said(most={"attack_success": 0.5}) == "attack success 47.1% (400 of 850); --max attack_success=0.5 allows 425"
+    )
+    assert said(least={"distance": 12}) == "distance 12.5; --min distance=12 needs 12"
+    assert said(most={"attack_success": 0.001}, confident=True).endswith(
+        "allows fewer than none: measure more examples"
+    )
+    then = OWN["metrics"] | {
+        "distance": OWN["metrics"]["distance"] | {"value": 12.25},
+        "attack_success": share(300, 800),
+    }
+    base = stored(metrics=then, verdict=None)
+    assert said(max_drop={"distance": 0.2}, baseline=base) == (
+        "distance 12.5, +0.25 from the baseline's 12.25; --max-drop distance=0.2 allows 12.45"
+    )
+    assert said(max_drop={"attack_success": 0.1}, baseline=base) == (
+        "attack success 47.1% (400 of 850), +9.56 points from the baseline's 300 of 800; "
+        "--max-drop attack_success=0.1 allows 403"
+    )
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(0.25, []), (0.24, ["drop_distance"])])
+def test_worse_is_what_the_metric_says(drop: float, expected: list[str]) -> None:
+    lower = OWN["metrics"]["distance"]
+    for now, then, up in ((12.5, 12.25, False), (12.25, 12.5, True)):
+        found, base = (stored(metrics={"distance": lower | {"value": value, "higher_is_better": up}})
+                       for value in (now, then))  # fmt: skip
+        assert failing(found, baseline=base, max_drop=f"distance={drop}") == expected
+        assert failing(base, baseline=found, max_drop="distance=0") == []  # the other way it is better
+
+
+def test_metrics_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match=r"no certified_accuracy in the results of net.* clean_accuracy, robust_acc"):
+        judge(stored(), Demands(least={"certified_accuracy": 0.1}))
+    with pytest.raises(ValueError, match="there is no distance"):
+        judge(stored(**OWN), Demands(max_drop={"distance": 0.1}, baseline=stored()))
+    with pytest.raises(ValueError, match=r"--min reached=45: expected a share.*did you mean 0.45"):
+        judge(stored(metrics={"reached": share(4, 10)}), Demands(least={"reached": 45}))
+
+
+@pytest.mark.parametrize("text", ["robust_accuracy", "=0.5", "a=", "a=b", ""])
+def test_bounds_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="expected NAME=VALUE, such as"):
+        read_bounds("--min", [text])
+    with pytest.raises(ValueError, match="expected VALUE or NAME=VALUE"):
+        read_bounds("--max-drop", [text], ("clean_accuracy",))
+
+
+def test_bounds_from_text() -> None:
+    assert read_bounds("--min", ["a=0.5", " b = -1e3", "a=0.25"]) == {"a": 0.25, "b": -1000.0}
+    assert read_bounds("--max-drop", ["0.01", "c=2"], ("a", "b")) == {"a": 0.01, "b": 0.01, "c": 2.0}
+
+
+def test_notes() -> None:
+    def notes(found: StoredEvaluation, **options: Any) -> list[str]:
+        return list(judge(found, demands(**options)).notes)
+
+    assert notes(stored(), **DROP) == []
+    assert [n for n in notes(stored(verdict=None), min_clean=0) if "there is no verdict" in n]
+    assert notes(stored(verdict=None), require_verdict="TRUSTED") == []  # that is a failure, not a note
+    (note,) = notes(stored(), baseline=stored(verdict="INVALID"), max_drop=0)
     assert "baseline's own verdict is INVALID" in note
-    (note,) = notes(record(), baseline=BASE | {"attacks": [{"name": "pgd", "settings": {"num_steps": 2}}]}, max_drop=0)
+    other = stored(attacks=[attack("pgd", {"num_steps": 2}, 400, 0.45)])
+    (note,) = notes(stored(), baseline=other, max_drop=0)
     assert "other attacks" in note
 
 
@@ -173,6 +300,8 @@ def test_notes() -> None:
         ({"min_clean": math.inf}, "--min-clean inf"),
         ({"max_drop": 1.5, "baseline": BASE}, "--max-drop 1.5"),
         ({"max_drop": 0.01}, "go together"),
+        ({"least": {"distance": math.nan}}, "--min distance=nan: expected a number"),
+        ({"max_drop": "distance=-1", "baseline": BASE}, "--max-drop distance=-1"),
         ({"max_drop": 0}, "go together"),
         ({"baseline": BASE}, "go together"),
         ({"require_verdict": "INVALID"}, "--require-verdict INVALID"),
@@ -185,41 +314,49 @@ def test_notes() -> None:
 )
 def test_demands_that_cannot_be(options: dict[str, Any], fragment: str) -> None:
     with pytest.raises(ValueError, match=fragment):
-        Demands(**options)
+        demands(**options)
+
+
+EUCLID = {"text": "l2:1", "words": ""}
+DIGITS = {"kind": "images", "name": "digits", "split": "test"}
 
 
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"threat": "linf:4/255"}, "another threat: linf:4/255, and the result has linf:8/255"),
-        ({"data": {"name": "mnist", "split": "test"}}, "another data: mnist"),
-        ({"data": {"name": "digits", "split": "train"}}, "another split: train"),
+        ({"threat": {"text": "linf:4/255", "words": ""}}, "another threat: linf:4/255, and the result has linf:8/255"),
+        ({"threat": {"text": "linf:8/255", "words": "", "settings": {"schema": "b"}}}, "another threat: .*schema"),
+        ({"data": DIGITS | {"kind": "text"}}, "another kind of input: text"),
+        ({"data": DIGITS | {"name": "mnist"}}, "another data: mnist"),
+        ({"data": DIGITS | {"split": "train"}}, "another split: train"),
+        ({"data": DIGITS | {"settings": {"size": 4}}}, "another way of reading: {'size': 4}"),
         ({"n": 2000}, "another number of examples: 2000, and the result has 1000"),
     ],
 )
 def test_a_baseline_that_answers_another_question(changes: dict[str, Any], fragment: str) -> None:
     with pytest.raises(ValueError, match=fragment):
-        judge(record(), Demands(baseline=record(**changes), max_drop=0.01))
+        judge(stored(), demands(baseline=stored(**changes), max_drop=0.01))
 
 
 def test_a_gate_that_is_always_open() -> None:
     with pytest.raises(ValueError, match="nothing to check"):
-        judge(record(verdict="absent"), Demands())
+        judge(stored(verdict=None), Demands())
     with pytest.raises(ValueError, match="nothing to check"):
-        judge(record(verdict="absent"), Demands(allow_suspect=True))
+        judge(stored(verdict=None), Demands(allow_suspect=True))
 
 
 # Files -----------------------------------------------------------------------------------------------------------
 
 
 def save(folder: Path, right: list[int] | None = None, labels: list[int] | None = None, **changes: Any) -> Path:
-    """A folder with results.json, and examples.csv when `right` says what its column robust holds."""
+    """A folder with results.json, and examples.csv when `right` says what its column robust holds (all are clean)."""
     folder.mkdir(parents=True)
     if right is not None:
         changes = {"robust": sum(right), "clean": len(right), "n": len(right)} | changes
         labels = labels or [0] * len(right)
-        rows = "".join(f"{i},{labels[i]},{r}\n" for i, r in enumerate(right))
-        (folder / "examples.csv").write_text("index,label,robust\n" + rows, encoding="utf-8")
+        fell = [[r, "" if r else "pgd"] for r in right]
+        rows = [f"{i},{labels[i]},{labels[i]},0.9,1,{r},{by},,,,{r}," for i, (r, by) in enumerate(fell)]
+        (folder / "examples.csv").write_text("\n".join([",".join(Row._fields), *rows]) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(record(**changes)), encoding="utf-8")
     return folder
 
@@ -228,7 +365,7 @@ def test_a_path_means_a_file_an_evaluation_or_a_run(tmp_path: Path) -> None:
     file = save(tmp_path / "run" / "evaluation") / "results.json"
     assert {locate(path) for path in (tmp_path / "run", file.parent, file)} == {file}
     for path in (tmp_path / "run", file.parent, file):
-        assert read_results(path) == record()
+        assert read_evaluation(path) == stored()
         outcome = sparring("gate", str(path), "--min-robust", "0.451")
         assert outcome.code == 1 and outcome.out.splitlines()[0] == "pass: verdict TRUSTED"
         expected = "FAIL: robust accuracy 45.0% (450 of 1000); --min-robust 0.451 needs 451"
@@ -240,16 +377,19 @@ def test_a_path_means_a_file_an_evaluation_or_a_run(tmp_path: Path) -> None:
 def test_paired(tmp_path: Path) -> None:
     then = save(tmp_path / "then", [1] * 10 + [0] * 5)
     now = save(tmp_path / "now", [0] * 10 + [0] * 5)
-    sentence = paired(now, then / "results.json")
-    assert sentence and sentence.startswith("example by example: 0 robust only now, 10 only in the baseline")
+
+    def note(baseline: Path) -> str:
+        asked = demands(baseline=read_baseline(baseline, now), max_drop=1)
+        return " ".join(judge(read_evaluation(now), asked).notes)
+
+    sentence = note(then / "results.json")
+    assert sentence.startswith("example by example: 0 robust only now, 10 only in the baseline")
     assert f"p = {2 / 2**10:.2g} " in sentence
-    assert paired(now, save(tmp_path / "bare")) is None
+    assert note(save(tmp_path / "bare", robust=5, clean=15, n=15)) == ""
     (now / "old.json").write_text((then / "results.json").read_text())
-    assert paired(now, now / "old.json") is None  # the table beside it is that of the result
-    stale = save(tmp_path / "stale", [1] * 15, robust_accuracy=share(14, 15))
-    assert "stale/examples.csv is not the table" in str(paired(now, stale)).replace("\\", "/")
-    with pytest.raises(ValueError, match="another label"):
-        paired(now, save(tmp_path / "other", [1] * 15, labels=[1] * 15))
+    assert note(now / "old.json") == ""  # the table beside it is that of the result
+    with pytest.raises(ValueError, match="15 examples have another label"):
+        note(save(tmp_path / "other", [1] * 15, labels=[1] * 15))
 
 
 def test_a_baseline_is_not_the_result_itself(tmp_path: Path) -> None:
@@ -257,7 +397,7 @@ def test_a_baseline_is_not_the_result_itself(tmp_path: Path) -> None:
     for judged in (tmp_path / "run", file.parent, file):
         with pytest.raises(ValueError, match="the result itself"):
             read_baseline(file, judged)
-    assert read_baseline(file, save(tmp_path / "other")) == record()
+    assert read_baseline(file, save(tmp_path / "other")) == stored()
 
 
 # The command -----------------------------------------------------------------------------------------------------
@@ -282,7 +422,7 @@ def test_exit_codes(options: str, code: int, tmp_path: Path) -> None:
 
 
 def test_notes_and_the_paired_test_go_to_standard_error(tmp_path: Path) -> None:
-    save(tmp_path / "now", [1, 1, 0, 0], verdict="absent")
+    save(tmp_path / "now", [1, 1, 0, 0], verdict=None)
     save(tmp_path / "base", [0, 1, 1, 0])
     arguments = ("--baseline", str(tmp_path / "base"), "--max-drop", "0")
     outcome = sparring("gate", str(tmp_path / "now"), *arguments)
@@ -296,30 +436,49 @@ def damaged(**changes: Any) -> str:
     return json.dumps(record(**changes))
 
 
+def without(key: str) -> str:
+    return json.dumps({name: value for name, value in record().items() if name != key})
+
+
+def metric(value: Any) -> str:
+    return damaged(metrics={"robust_accuracy": value}, attacks=[])
+
+
 BAD: dict[str, tuple[str | bytes | None, str, tuple[str, ...]]] = {
     "missing": (None, "", ("results.json", "not there")),
     "empty": ("", "", ("not valid JSON",)),
     "half": ('{"schema": "spar', "", ("not valid JSON",)),
     "bytes": (b"\xff\xfe\x00", "", ("not valid JSON",)),
-    "list": ("[1]", "", ("sparring.results/1", "list")),
-    "no schema": ("{}", "", ("sparring.results/1", "nothing")),
-    "another schema": (damaged(schema="sparring.results/9"), "", ("sparring.results/1", "sparring.results/9")),
-    "no threat": (damaged(threat="absent"), "", ("text at threat", "None")),
-    "data a name": (damaged(data="digits"), "", ("text at data.name",)),
-    "no split": (damaged(data={"name": "digits"}), "", ("text at data.split",)),
-    "no accuracy": (damaged(clean_accuracy="absent"), "", ("clean_accuracy", "None")),
-    "accuracy a number": (damaged(robust_accuracy=0.45), "", ("robust_accuracy", "0.45")),
-    "count over n": (damaged(robust_accuracy={"value": 1.1, "n": 10, "count": 11}), "", ("robust_accuracy",)),
-    "count half": (damaged(robust_accuracy={"value": 0.45, "n": 10, "count": 4.5}), "", ("robust_accuracy",)),
-    "count true": (damaged(robust_accuracy={"value": 1.0, "n": 1, "count": True}), "", ("robust_accuracy",)),
-    "n zero": (damaged(robust_accuracy={"value": 0.0, "n": 0, "count": 0}), "", ("robust_accuracy",)),
-    "value of another": (damaged(robust_accuracy={"value": 0.5, "n": 10, "count": 4}), "", ("count / n",)),
-    "value NaN": (damaged(robust_accuracy={"value": math.nan, "n": 10, "count": 4}), "", ("count / n",)),
-    "two n": (damaged(robust_accuracy=share(4, 10)), "", ("same examples", "1000 and 10")),
-    "verdict of its own": (damaged(verdict="FINE"), "", ("TRUSTED, SUSPECT, INVALID", "'FINE'")),
-    "verdict a list": (damaged(verdict=["TRUSTED"]), "", ("at verdict",)),
-    "findings a word": (damaged(findings="none"), "", ("a list of objects at findings",)),
-    "attacks of words": (damaged(attacks=["pgd"]), "", ("a list of objects at attacks",)),
+    "list": ("[1]", "", ("sparring.results/2", "list")),
+    "no schema": ("{}", "", ("sparring.results/2", "nothing")),
+    "another schema": (damaged(schema="sparring.results/9"), "", ("sparring.results/2", "sparring.results/9")),
+    "of 0.1": (damaged(schema="sparring.results/1", command="sparring evaluate run"), "",
+               ("Sparring 0.1", "measure again: sparring evaluate run")),
+    "of 0.1 without a command": (damaged(schema="sparring.results/1"), "", ("0.1", "measure again: `sparring eval")),
+    "no threat": (without("threat"), "", ("threat: Field required",)),
+    "threat a text": (damaged(threat="linf:1"), "", ("threat: Input should be an object, got 'linf:1'",)),
+    "no split": (damaged(data={"kind": "images", "name": "digits"}), "", ("data.split",)),
+    "a word too many": (damaged(speed=3), "", ("speed: Extra inputs are not permitted",)),
+    "no metrics": (without("metrics"), "", ("metrics: Field required",)),
+    "accuracy a number": (metric(0.45), "", ("metrics.robust_accuracy", "0.45")),
+    "accuracy without a count": (metric(share(4, 10) | {"count": None}), "", ("with a count",)),
+    "count over n": (metric(share(4, 10) | {"value": 1.1, "count": 11}), "", ("robust_accuracy", "11 of 10")),
+    "count half": (metric(share(4, 10) | {"count": 4.5}), "", ("robust_accuracy.count", "integer")),
+    "count true": (metric(share(1, 1) | {"count": True}), "", ("robust_accuracy.count", "integer")),
+    "n zero": (metric(share(4, 10) | {"n": 0}), "", ("robust_accuracy", "n >= 1")),
+    "value of another": (metric(share(4, 10) | {"value": 0.5}), "", ("value = count / n",)),
+    "value NaN": (metric(share(4, 10) | {"value": math.nan}), "", ("robust_accuracy.value", "finite")),
+    "two n": (metric(share(4, 10)), "", ("same examples", "1000 and 10")),
+    "more robust than clean": (metric(share(900, 1000)), "", ("clean >= robust",)),
+    "verdict of its own": (damaged(verdict="FINE"), "", ("verdict", "TRUSTED", "'FINE'")),
+    "verdict a list": (damaged(verdict=["TRUSTED"]), "", ("verdict",)),
+    "verdict milder": (damaged(findings=[{"name": "a", "sentence": "b", "level": "suspect"}]), "", ("no milder",)),
+    "findings a word": (damaged(findings="none"), "", ("findings", "'none'")),
+    "attacks of words": (damaged(attacks=["pgd"]), "", ("attacks[0]", "'pgd'")),
+    "attacks that broke others": (damaged(attacks=[attack("pgd", {}, 3, 0.45)]), "", ("850", "broke 3", "450")),
+    "bound of nothing": (damaged(), "--min certified_accuracy=0.3", ("no certified_accuracy", "clean_accuracy")),
+    "bound without name": (damaged(), "--max 0.3", ("--max 0.3", "NAME=VALUE")),
+    "bound per cent": (damaged(), "--max attack_success=30", ("--max attack_success=30", "did you mean 0.3?")),
     "threshold per cent": (damaged(), "--min-robust 45", ("--min-robust 45", "did you mean 0.45?")),
     "threshold negative": (damaged(), "--min-clean=-0.1", ("--min-clean -0.1",)),
     "threshold nan": (damaged(), "--min-clean nan", ("--min-clean nan",)),
@@ -331,10 +490,10 @@ BAD: dict[str, tuple[str | bytes | None, str, tuple[str, ...]]] = {
     "baseline an empty folder": (damaged(), "--baseline {w}/empty --max-drop 0", ("empty", "results.json")),
     "baseline damaged": (damaged(), "--baseline {w}/broken.json --max-drop 0", ("broken.json", "not valid JSON")),
     "baseline itself": (damaged(), "--baseline {w}/now --max-drop 0", ("the result itself",)),
-    "baseline of another threat": (damaged(threat="l2:1"), "--baseline {w}/base --max-drop 0", ("threat", "l2:1")),
+    "baseline of another threat": (damaged(threat=EUCLID), "--baseline {w}/base --max-drop 0", ("threat", "l2:1")),
     "baseline of another n": (damaged(n=4000), "--baseline {w}/base --max-drop 0", ("number of examples", "4000")),
     "verdict unknown": (damaged(), "--require-verdict GOOD", ("--require-verdict GOOD", "TRUSTED")),
-    "nothing to check": (damaged(verdict="absent"), "", ("nothing to check",)),
+    "nothing to check": (damaged(verdict=None), "", ("nothing to check",)),
     "unknown option": (damaged(), "--min-accuracy 0.5", ("--min-accuracy",)),
 }  # fmt: skip
 
@@ -358,8 +517,20 @@ def test_other_examples_under_the_same_name_are_an_error(tmp_path: Path) -> None
     save(tmp_path / "now", [1, 1, 0], labels=[0, 1, 2])
     save(tmp_path / "base", [1, 1, 0], labels=[0, 2, 1])
     outcome = sparring("gate", str(tmp_path / "now"), "--baseline", str(tmp_path / "base"), "--max-drop", "0")
-    check_error(outcome, ("2 examples have another label",))
+    check_error(outcome, ("2 examples have another label", "other examples"))
     assert outcome.out == ""
+
+
+def test_any_metric_from_the_command_line(tmp_path: Path) -> None:
+    now, base = save(tmp_path / "now", **OWN), save(tmp_path / "base", **OWN)
+    options = ("--min", "certified_accuracy=0.2", "--min", "clean_accuracy=0.8", "--max", "attack_success=0.4")
+    drop = ("--baseline", str(base), "--max-drop", "0.01", "--max-drop", "distance=0.5")
+    outcome = sparring("gate", str(now), *options, *drop)
+    assert (
+        outcome.code == 1 and [line[:4] for line in outcome.out.splitlines()] == ["pass"] * 3 + ["FAIL"] + ["pass"] * 3
+    )
+    assert "FAIL: attack success 47.1% (400 of 850); --max attack_success=0.4 allows 340" in outcome.out
+    assert "--min-clean 0.8 needs 800" in outcome.out  # the same as the short option
 
 
 # sparring evaluate -----------------------------------------------------------------------------------------------
@@ -369,14 +540,13 @@ def test_other_examples_under_the_same_name_are_an_error(tmp_path: Path) -> None
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a network of chance, and an evaluation of it."""
     w = tmp_path_factory.mktemp("shop")
-    np.savez(w / "data.npz", **arrays())
+    draw = np.random.default_rng(0)
+    sides = {"train": np.arange(60) % 3, "test": np.arange(30) % 3}
+    x = {f"x_{side}": (0.3 * draw.random((len(y), 5)) + 0.6 * np.eye(5)[y]).astype("f4") for side, y in sides.items()}
+    np.savez(w / "data.npz", **x, **{f"y_{side}": y for side, y in sides.items()})
     (w / "nets.py").write_text(
-        NETS + "def fixed():\n"
-        "    net = good()\n"
-        "    with torch.no_grad():\n"
-        "        net.linear.weight.copy_(torch.eye(3, 5))\n"
-        "        net.linear.bias.zero_()\n"
-        "    return net\n"
+        "import torch\n\n\ndef fixed():\n    net = torch.nn.Linear(5, 3)\n    with torch.no_grad():\n"
+        "        net.weight.copy_(torch.eye(3, 5))\n        net.bias.zero_()\n    return net\n"
     )
     assert evaluate(w, w / "base").code == 0
     return w
@@ -391,8 +561,8 @@ def evaluate(w: Path, out: Path, *options: str) -> Any:
 
 
 def test_evaluate_exits_1_after_writing_everything(shop: Path, tmp_path: Path) -> None:
-    clean = read_results(shop / "base")["clean_accuracy"]
-    assert clean["count"] == clean["n"] == 30  # so the gates below are about what they say
+    clean = read_evaluation(shop / "base").results.metrics["clean_accuracy"]
+    assert clean.count == clean.n == 30  # so the gates below are about what they say
     base = ("--baseline", str(shop / "base"), "--max-drop", "0")
     outcome = evaluate(shop, tmp_path / "good", "--min-clean", "1", "--min-robust", "0", *base)
     assert outcome.code == 0, outcome
@@ -437,8 +607,8 @@ def test_evaluate_does_not_write_over_its_baseline(shop: Path) -> None:
 
 def test_the_page_shows_what_the_gate_says() -> None:
     shown = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)
-    demands = Demands(min_robust=0.45, min_clean=0.8, baseline=BASE, max_drop=0.01)
-    checks = judge(record(439, 850, verdict="absent"), demands).checks
+    asked = demands(min_robust=0.45, min_clean=0.8, baseline=BASE, max_drop=0.01)
+    checks = judge(stored(robust=439, verdict=None), asked).checks
     lines = [f"{'pass' if check.passed else 'FAIL'}: {check.sentence}" for check in checks]
     assert shown and shown[1].splitlines() == lines
 
@@ -468,4 +638,4 @@ def test_the_pages_workflow_is_one() -> None:
         if name == "gate":
             assert (values["min_robust"], values["baseline"]) == (0.45, Path("baseline"))
             asked = ("min_robust", "min_clean", "require_verdict", "allow_suspect", "confident")
-            Demands(**{key: values[key] for key in asked})
+            demands(**{key: values[key] for key in asked})

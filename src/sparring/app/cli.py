@@ -20,7 +20,11 @@ app = typer.Typer(
 
 MinRobust = Annotated[float | None, typer.Option(help="exit 1 below this robust accuracy, such as 0.45")]
 MinClean = Annotated[float | None, typer.Option(help="exit 1 below this clean accuracy, such as 0.8")]
-MaxDrop = Annotated[float | None, typer.Option(help="exit 1 if either falls further below --baseline, such as 0.01")]
+Min = Annotated[list[str] | None, typer.Option("--min", help="NAME=VALUE: exit 1 below; any metric; repeatable")]
+Max = Annotated[list[str] | None, typer.Option("--max", help="NAME=VALUE: exit 1 above; any metric; repeatable")]
+MaxDrop = Annotated[list[str] | None, typer.Option(
+    help="exit 1 if either accuracy falls further below --baseline, such as 0.01; NAME=VALUE for another metric"
+)]  # fmt: skip
 Baseline = Annotated[Path | None, typer.Option(help="results to compare with: file, evaluation folder or run folder")]
 
 
@@ -109,6 +113,8 @@ def evaluate(
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
     min_robust: MinRobust = None,
     min_clean: MinClean = None,
+    min_: Min = None,
+    max_: Max = None,
     max_drop: MaxDrop = None,
     baseline: Baseline = None,
     **settings: Any,
@@ -137,14 +143,14 @@ def evaluate(
             )
         subject = from_weights(model, weights, asked["data"])
     wanted = EvaluationSettings(**asked)
-    demands = _demands(out / "results.json", baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop)
+    demands = _demands(out / "results.json", baseline, min_robust, min_clean, min_, max_, max_drop)
     with joined() as here:
         _evaluate(subject, out, wanted, speak=here.rank == 0)
     if here.rank:
         return
     _say(f"report: {out / 'report.html'}")
-    if baseline or min_robust is not None or min_clean is not None:
-        _gate(out / "results.json", demands, baseline)
+    if baseline or demands.least or demands.most:
+        _gate(out / "results.json", demands)
 
 
 @app.command()
@@ -152,6 +158,8 @@ def gate(
     results: Annotated[Path, typer.Argument(help="results.json, an evaluation folder or a run folder")],
     min_robust: MinRobust = None,
     min_clean: MinClean = None,
+    min_: Min = None,
+    max_: Max = None,
     max_drop: MaxDrop = None,
     baseline: Baseline = None,
     require_verdict: Annotated[
@@ -159,15 +167,15 @@ def gate(
     ] = None,
     allow_suspect: Annotated[bool, typer.Option("--allow-suspect", help="let the verdict SUSPECT pass")] = False,
     confident: Annotated[
-        bool, typer.Option("--confident", help="hold the lower end of the 95 % interval against the two minima")
+        bool, typer.Option("--confident", help="hold the lower end of the 95 % interval against the minima and maxima")
     ] = False,
 ) -> None:
     """Check a result against thresholds and a baseline: exit 0 if it passes, 1 if not, 2 if it cannot be judged."""
     demands = _demands(
-        results, baseline, min_robust=min_robust, min_clean=min_clean, max_drop=max_drop,
+        results, baseline, min_robust, min_clean, min_, max_, max_drop,
         require_verdict=require_verdict, allow_suspect=allow_suspect, confident=confident,
     )  # fmt: skip
-    _gate(results, demands, baseline)
+    _gate(results, demands)
 
 
 @app.command()
@@ -233,15 +241,15 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
     """Evaluates with a progress line, and says the result; not in the silent ones of several processes."""
     from sparring.app.evaluate_folder import evaluate_folder
     from sparring.app.progress import ProgressLine, evaluation_note
-    from sparring.results.read import read_results
+    from sparring.results.read import read_evaluation
 
     command = shlex.join(["sparring", *sys.argv[1:]])
     if not speak:
         evaluate_folder(subject, out, settings, command=command)
         return
     with suppress(ValueError, OSError):  # none there, or one that cannot be read
-        old = read_results(out / "results.json")
-        _say(f"replacing the results in {out}: {old['threat']}, n = {old['robust_accuracy']['n']}")
+        old = read_evaluation(out / "results.json").results
+        _say(f"replacing the results in {out}: {old.threat.text}, n = {old.metrics['robust_accuracy'].n}")
     with ProgressLine(f"{settings.name or subject.name}: evaluating") as line:
         told: list[int] = []
 
@@ -252,28 +260,27 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
             line.show(now.fraction or 0.0, evaluation_note(now), total=None if now.fraction is None else 1.0)
 
         try:
-            record = evaluate_folder(subject, out, settings, command=command, observe=observe)
+            found = evaluate_folder(subject, out, settings, command=command, observe=observe)
         except KeyboardInterrupt:
             if (out / "parts").exists():
                 _say("the finished batches are kept; the same command goes on with them")
             raise
-    assert record is not None  # only silent processes get none
+    assert found is not None  # only silent processes get none
     _say_taken(settings.data)
-    _say_results(record)
+    _say_results(found)
 
 
-def _say_results(record: dict[str, Any]) -> None:
+def _say_results(found: Any) -> None:
     """The findings, the worst first, and the numbers."""
     worst_first = ("invalid", "suspect", "note")
-    for finding in sorted(record["findings"], key=lambda finding: worst_first.index(finding["level"])):
-        next_step = f" {finding['next_step']}" if finding["next_step"] else ""
-        _say(f"{finding['level']}: {finding['sentence']}{next_step}")
-    clean, robust, certified = (record[f"{kind}_accuracy"] for kind in ("clean", "robust", "certified"))
-    lower = f", certified at least {certified['value']:.1%}" if certified else ""
+    for finding in sorted(found.findings, key=lambda finding: worst_first.index(finding.level)):
+        _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
+    clean, robust, certified = (found.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
+    lower = f", certified at least {certified.value:.1%}" if certified else ""
     typer.echo(
-        f"{record['name']}: {clean['value']:.1%} clean, {robust['value']:.1%} robust at {record['threat']} "
-        f"(95 % interval {robust['low']:.1%} to {robust['high']:.1%}, n = {robust['n']}, seed {record['seed']})"
-        f"{lower}: {record['verdict'] or 'not checked'}"
+        f"{found.name}: {clean.value:.1%} clean, {robust.value:.1%} robust at {found.threat.text} "
+        f"(95 % interval {robust.low:.1%} to {robust.high:.1%}, n = {robust.n}, seed {found.seed})"
+        f"{lower}: {found.verdict or 'not checked'}"
     )
 
 
@@ -285,21 +292,28 @@ def _say_taken(data: str) -> None:
         _say(taken)
 
 
-def _demands(judged: Path, baseline: Path | None, **asked: Any) -> Any:
+def _demands(
+    judged: Path, baseline: Path | None, min_robust: float | None, min_clean: float | None,
+    min_: list[str] | None, max_: list[str] | None, max_drop: list[str] | None, **asked: Any,
+) -> Any:  # fmt: skip
     """What the gate is asked, checked before anything is measured."""
-    from sparring.results.gate import Demands, read_baseline
+    from sparring.results.gate import SHORT, Demands, read_baseline, read_bounds
 
-    return Demands(baseline=read_baseline(baseline, judged) if baseline else None, **asked)
+    short = zip(SHORT, (min_robust, min_clean), strict=True)
+    return Demands(
+        least={name: value for name, value in short if value is not None} | read_bounds("--min", min_ or ()),
+        most=read_bounds("--max", max_ or ()), max_drop=read_bounds("--max-drop", max_drop or (), SHORT),
+        baseline=read_baseline(baseline, judged) if baseline else None, **asked,
+    )  # fmt: skip
 
 
-def _gate(results: Path, demands: Any, baseline: Path | None) -> None:
+def _gate(results: Path, demands: Any) -> None:
     """Says what every check of the gate found; one that fails makes the exit code 1."""
-    from sparring.results.gate import judge, paired
-    from sparring.results.read import read_results
+    from sparring.results.gate import judge
+    from sparring.results.read import read_evaluation
 
-    decision = judge(read_results(results), demands)
-    beside = paired(results, baseline) if baseline else None
-    for note in (*decision.notes, *([beside] if beside else [])):
+    decision = judge(read_evaluation(results), demands)
+    for note in decision.notes:
         _say(f"note: {note}")
     for check in decision.checks:
         typer.echo(f"{'pass' if check.passed else 'FAIL'}: {check.sentence}")

@@ -20,6 +20,7 @@ from sparring.core.machine import Machine
 from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.as_results import as_results
 from sparring.evaluation.measure import ALONE, CURVE, Evaluation, accuracy_metrics, measure
 from sparring.evaluation.one_batch import Certify
 from sparring.evaluation.preflight import Preflight, preflight
@@ -27,7 +28,8 @@ from sparring.modalities import find
 from sparring.modalities.base import Modality
 from sparring.report import write_report
 from sparring.results.findings import Finding, verdict
-from sparring.results.write import write_results
+from sparring.results.schema import Results
+from sparring.results.write import write_evaluation
 from sparring.threats import L2
 from sparring.threats.base import ThreatModel
 
@@ -51,7 +53,7 @@ class CheckedEvaluation(Evaluation):
         """TRUSTED, SUSPECT or INVALID by the findings; None where no check was made."""
         return None if self.checks is None else verdict(self.findings)
 
-    def save(self, folder: str | Path, *, name: str = "model", **about: Any) -> dict[str, Any]:
+    def save(self, folder: str | Path, *, name: str = "model", **about: Any) -> Results:
         """Writes results.json, examples.csv, gallery.npz and report.html; returns what results.json holds.
 
         about: more of what the results tell: model, data, training (dictionaries), command, device.
@@ -59,12 +61,13 @@ class CheckedEvaluation(Evaluation):
         folder = Path(folder)
         about.setdefault("data", {"name": "data", "split": "test", "shape": [], "class_names": self.class_names})
         table: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **about}
-        record = write_results(
-            folder, self, name=name, class_names=self.class_names, sanity=self.checks,
-            no_certificate=self.no_certificate, **table,
+        stored = as_results(
+            self, name=name, class_names=self.class_names, sanity=self.checks, no_certificate=self.no_certificate,
+            **table,
         )  # fmt: skip
+        write_evaluation(folder, *stored)
         write_report([folder], folder / "report.html")
-        return record
+        return stored.results
 
     def report(self, path: str | Path, *, name: str = "model", **about: Any) -> Path:
         """Writes the page alone, for people; see `save`."""

@@ -19,6 +19,7 @@ from sparring.core.machine import find_machine
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
+from sparring.results.schema import Results
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def evaluate_folder(
     *,
     command: str | None = None,
     observe: Callable[[Progress], object] | None = None,
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Evaluates on the first examples of a split, writes the folder, and returns what results.json holds.
 
     Finished batches lie in `out`/parts until all is done: a call with the same settings goes on there. Where
@@ -91,23 +92,16 @@ def evaluate_folder(
         evaluation = run()
     if machine.rank:
         return None
-    record: dict[str, Any] = evaluation.save(
+    results: Results = evaluation.save(
         out, name=s.name or subject.name, command=command, training=subject.training, device=str(machine.device),
         model={
             "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),
             "weights": str(subject.weights) if subject.weights else None, "sha256": digest, "smooth": s.smooth,
         },
-        data={
-            "name": dataset.name, "split": s.split, "shape": _plain(dataset.shape),
-            "class_names": list(dataset.class_names),
-        },
+        data={"kind": dataset.kind, "name": dataset.name, "split": s.split, "shape": dataset.shape},
     )  # fmt: skip
     clear(keep)
-    return record
-
-
-def _plain(shape: Any) -> Any:
-    return {name: list(own) for name, own in shape.items()} if isinstance(shape, dict) else list(shape)
+    return results
 
 
 def _code(architecture: str) -> str | None:

@@ -95,7 +95,7 @@ def accuracy_metrics(table: Mapping[str, Tensor]) -> dict[str, Metric]:
     found = {"clean_accuracy": wilson(right, num), "robust_accuracy": wilson(left, num)}
     if "certified" in table:
         found["certified_accuracy"] = wilson(int(table["certified"].sum()), num)
-    return found | ({"attack_success": wilson(right - left, right)} if right else {})
+    return found | ({"attack_success": wilson(right - left, right, higher_is_better=False)} if right else {})
 
 
 def measure(

@@ -2,115 +2,223 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
 
 from sparring.core.files import write_text
+from sparring.modalities import MODALITIES, find
 from sparring.report import plots, words
-from sparring.report.account import Cascade, Margins, bracket, cascade, margins, worst_first
-from sparring.report.compare import compare
-from sparring.report.results import GALLERY, Run, read_run
+from sparring.results.compare import compare
+from sparring.results.findings import Finding
+from sparring.results.read import StoredEvaluation, read_evaluation
+from sparring.results.schema import AttackEntry, Results
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folders: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
     """The path of the page: one HTML file that loads nothing from outside, the same bytes for the same input.
 
-    folders: of evaluations (docs/results-schema.md). With several, the first is the baseline, usually the model
-        without adversarial training, and the others are compared with it.
+    folders: of evaluations (docs/results-schema.md), or what `read_evaluation` takes. With several, the first is the
+        baseline, usually the model without adversarial training, and the others are compared with it.
     Raises ValueError when there is no folder, or a file in it is not what it should be.
     """
     if not folders:
         raise ValueError("a report needs at least one folder with a results.json, got none")
-    runs = _distinct([read_run(Path(folder)) for folder in folders])
-    page = _environment().get_template("template.html.j2").render(_content(runs, title))
-    write_text(Path(out), page.encode(errors="replace").decode())  # JSON may hold halves of characters
+    runs = _distinct([read_evaluation(folder) for folder in folders])
+    write_text(Path(out), _environment().get_template("page.html.j2").render(_content(runs, title)))
     return Path(out)
 
 
-def _distinct(runs: list[Run]) -> list[Run]:
+def _distinct(runs: list[StoredEvaluation]) -> list[StoredEvaluation]:
     """The same runs, a name that occurs again made distinct by its place."""
-    names = [run.name for run in runs]
-    return [
-        dataclasses.replace(run, name=f"{run.name} ({i + 1})") if run.name in names[:i] else run
-        for i, run in enumerate(runs)
-    ]
+    found: list[StoredEvaluation] = []
+    for i, run in enumerate(runs):
+        name = f"{run.name} ({i + 1})" if run.name in [earlier.name for earlier in runs[:i]] else run.name
+        found.append(StoredEvaluation(run.results.model_copy(update={"name": name}), run.rows, run.gallery))
+    return found
 
 
-def _content(runs: list[Run], title: str | None) -> dict[str, Any]:
-    data = runs[0].results["data"]
-    threat = words.read_threat(runs[0].results["threat"], data.get("shape") or [])
+def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     *others, last = (run.name for run in runs)
     names = f"{', '.join(others)} and {last}" if others else last
     label = f"Security curve of {names}: accuracy under attack against the radius. Its numbers follow as a table."
-    curves = [{point["radius"]: point for point in run.results["curve"]} for run in runs]
+    curves = [{point.radius: point.robust_accuracy for point in run.results.curve} for run in runs]
     cascades, closeness = [cascade(run.results) for run in runs], [margins(run) for run in runs]
+    radius = runs[0].results.threat.radius
     return {
-        "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "runs": runs, "threat": threat,
-        "verdicts": [words.VERDICTS[run.results.get("verdict")] for run in runs],
-        "brackets": [bracket(run.results) for run in runs], "findings": worst_first(runs),
-        "doubts": [any(f.get("level", "note") != "note" for f in run.results["findings"]) for run in runs],
-        "cascades": cascades, "closeness": closeness,
-        "cascade_plots": [_cascade(run, c, i) for i, (run, c) in enumerate(zip(runs, cascades, strict=True))],
-        "margin_plots": [_margins(run, m, i) for i, (run, m) in enumerate(zip(runs, closeness, strict=True))],
-        "image": len(data.get("shape") or []) == 3,
-        "curve": plots.security_curve(runs, threat.radius, label) if any(curves) else None,
+        "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "runs": runs,
+        "threat": runs[0].results.threat, "brackets": [bracket(run.results) for run in runs],
+        "findings": worst_first(runs), "cascades": cascades, "closeness": closeness,
+        "cascade_plots": [_cascade_plot(run, c, i) for i, (run, c) in enumerate(zip(runs, cascades, strict=True))],
+        "margin_plots": [_margin_plot(run, m, i) for i, (run, m) in enumerate(zip(runs, closeness, strict=True))],
+        "curve": plots.security_curve(curves, radius, label) if any(curves) else None,
         "curves": curves, "radii": sorted(set().union(*curves)),
-        "effects": [compare(runs[0], other) for other in runs[1:]],
+        "effects": [_effect(runs[0], other) for other in runs[1:]],
         "learning": [_learning(run, i) for i, run in enumerate(runs)],
         "galleries": [_gallery(run) for run in runs],
-        "per_class": [{c.get("label"): c for c in run.results["per_class"]} for run in runs],
+        "per_class": [{row.label: row for row in run.results.per_class} for run in runs],
+        "others": list(dict.fromkeys(name for run in runs for name in run.results.metrics if name not in _SHOWN)),
     }  # fmt: skip
 
 
-def _cascade(run: Run, told: Cascade, series: int) -> Any:
-    if not told.complete:
+_SHOWN = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "attack_success")
+
+
+class BarPart(NamedTuple):
+    """A share of all examples: from `start`, `share` wide, `num` examples; `kind` is how it is drawn."""
+
+    kind: str
+    words: str
+    start: float
+    share: float
+    num: int
+
+
+class Bracket(NamedTuple):
+    """Robust accuracy lies in [lower, upper]; lower is None without a certificate, and `reason` says why."""
+
+    lower: float | None
+    upper: float
+    parts: tuple[BarPart, ...]
+    certificate: str
+    reason: str
+
+
+def bracket(results: Results) -> Bracket:
+    """The range of robust accuracy, and the parts of all examples: their shares add up to 1."""
+    clean, robust, certified = (results.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
+    assert clean and robust  # the schema asks for them
+    right, stand, proven, n = clean.count or 0, robust.count or 0, (certified and certified.count) or 0, clean.n
+    counts = [
+        ("stands", "stands, but is not certified" if certified else "stands: no attack broke it", stand - proven),
+        ("broken", "broken by an attack", right - stand),
+        ("wrong", "wrong without any attack", n - right),
+    ]
+    counts = [("certified", "certified: no change can break it", proven), *counts] if certified else counts
+    parts, start = [], 0
+    for kind, text, count in counts:
+        parts.append(BarPart(kind, text, start / n, count / n, count))
+        start += count
+    name = str(results.certification.get("name") or "a certificate")
+    reason = str(results.certification.get("reason") or "these results were made without one")
+    name = "interval bounds" if name == "interval_margin" else name
+    return Bracket(certified.value if certified else None, robust.value, tuple(parts), name, reason)
+
+
+class Line(NamedTuple):
+    """One attack of the cascade: `passes` per image are forwards + 2 x backwards, `share` is that of all passes."""
+
+    attack: AttackEntry
+    name: str
+    options: str
+    rejected: int
+    passes: float
+    share: float | None
+
+
+class Cascade(NamedTuple):
+    """The attacks in order, passes per image and seconds of them all; `whole` with the curve and the checks."""
+
+    lines: tuple[Line, ...]
+    passes: float
+    seconds: float
+    whole: float | None
+
+
+def cascade(results: Results) -> Cascade:
+    """What each attack ran on, skipped, broke and cost."""
+    n = results.metrics["robust_accuracy"].n
+    total = sum(attack.cost.passes(n) for attack in results.attacks)
+    lines = []
+    for attack in results.attacks:
+        name, _, options = attack.name.partition(":")
+        settings = attack.settings if isinstance(attack.settings, dict) else {}
+        known = [f"{key}={settings[key]}" for key in ("num_steps", "restarts") if settings.get(key) is not None]
+        options, passes = options.replace(",", ", ") or ", ".join(known), attack.cost.passes(n)
+        lines.append(
+            Line(attack, name, options, sum(attack.rejected.values()), passes, passes / total if total else None)
+        )
+    seconds = sum(attack.cost.seconds for attack in results.attacks)
+    return Cascade(tuple(lines), total, seconds, results.cost.passes(n) if results.cost else None)
+
+
+class Margins(NamedTuple):
+    """Share of the clean margin left to each example that stands without a certificate, ascending."""
+
+    left: tuple[float, ...]
+    certified: int
+
+    def below(self, share: float) -> int:
+        return sum(left < share for left in self.left)
+
+
+def margins(run: StoredEvaluation) -> Margins | None:
+    """How far from falling the standing examples are; None when the files do not tell."""
+    if run.rows is None:
         return None
+    standing = [row for row in run.rows.values() if row.robust]
+    left = sorted(row.margin_left for row in standing if not row.certified)
+    return Margins(tuple(left), len(standing) - len(left))
+
+
+def worst_first(runs: list[StoredEvaluation]) -> list[tuple[StoredEvaluation, Finding]]:
+    """Every finding with its run: invalid, then suspect, then notes; otherwise in the order of the files."""
+    found = [(run, finding) for run in runs for finding in run.results.findings]
+    return sorted(found, key=lambda pair: ("invalid", "suspect", "note").index(pair[1].level))
+
+
+def _effect(base: StoredEvaluation, other: StoredEvaluation) -> dict[str, Any]:
+    """The comparison, and what the change cost."""
+    seconds: list[Any] = [(run.results.training or {}).get("seconds") for run in (base, other)]
+    passes = [cascade(run.results).passes for run in (base, other)]
+    return {
+        **vars(compare(base, other)), "seconds": seconds, "passes": passes,
+        "time_ratio": seconds[1] / seconds[0] if all(seconds) else None,
+        "pass_ratio": passes[1] / passes[0] if all(passes) else None,
+    }  # fmt: skip
+
+
+def _cascade_plot(run: StoredEvaluation, told: Cascade, series: int) -> Any:
     label = f"Attacks on {run.name}: what stands after each, what it broke, and its passes per image, as in the table."
-    clean = run.results["clean_accuracy"]
-    return plots.cascade(told.lines, clean["value"], clean["n"], series, label)
+    clean = run.results.metrics["clean_accuracy"]
+    steps = [(line.attack.robust_after, line.attack.broke, line.passes) for line in told.lines]
+    return plots.cascade_bars(steps, clean, series, label) if steps else None
 
 
-def _margins(run: Run, told: Margins | None, series: int) -> Any:
+def _margin_plot(run: StoredEvaluation, told: Margins | None, series: int) -> Any:
     label = f"Histogram for {run.name}: how much of its clean margin each standing example has left."
-    return plots.margin_histogram(told, series, label) if told and told.left else None
+    return plots.margin_histogram(told.left, series, label) if told and told.left else None
 
 
-def _learning(run: Run, series: int) -> Any:
-    training = run.results.get("training") or {}
+def _learning(run: StoredEvaluation, series: int) -> Any:
+    training = run.results.training or {}
     if not training.get("history"):
         return None
     label = f"Learning curves of {run.name}: training loss and validation accuracy for each epoch."
     return plots.learning_curves(training["history"], training.get("best_epoch"), series, label)
 
 
-def _gallery(run: Run) -> list[dict[str, Any]]:
-    """One card per turned example."""
-    if run.gallery is None or not len(run.gallery["x"]):
-        return []
-    x = run.gallery["x"]
-    box = words.read_threat(run.results["threat"], x.shape[1:])
-    low = float(x.min()) if box.low is None else box.low
-    high = float(x.max()) if box.high is None else box.high
-    cards = []
-    for row in zip(*(run.gallery[key] for key in GALLERY), strict=True):
-        card = dict(zip(GALLERY, row, strict=True))
-        for key in ("label", "clean_prediction", "adversarial_prediction"):
-            card[key] = run.class_name(int(card[key]))
-        card["pictures"] = plots.pictures(card["x"], card["x_adv"], low, high)
-        card["features"] = plots.most_changed(card["x"], card["x_adv"])
-        cards.append(card)
-    return cards
+def _gallery(run: StoredEvaluation) -> Markup:
+    """What the kind of input shows of the turned examples; it escapes what comes from the files."""
+    kind = run.results.data.kind
+    show = find(kind).show if kind in MODALITIES else None
+    if show is None or run.gallery is None or not len(run.gallery["index"]):
+        return Markup()
+    return Markup(show(run.gallery, run.results))
 
 
 def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     for name in ("percent", "interval", "points", "number", "passes", "duration", "times", "p_value", "how_often"):
         environment.filters[name] = getattr(words, name)
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    environment.filters["pretty"] = lambda value: json.dumps(
+        value, indent=2, ensure_ascii=False, default=lambda record: record.model_dump(mode="json")
+    )
     return environment

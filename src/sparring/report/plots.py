@@ -1,11 +1,10 @@
-"""Plots as inline SVG and inputs as inline PNG. Plots take their colours from the page, light or dark."""
+"""Plots as inline SVG, which take their colours from the page, light or dark."""
 
 from __future__ import annotations
 
-import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,19 +12,17 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from sparring.report import words
-from sparring.report.account import Line, Margins
-from sparring.report.results import Run
+from sparring.results.schema import Metric
 
 # Stand-ins for the colours of the page, var(--s0) and so on; marker and dashes carry the meaning too.
 _INK = "#010203"
 _SERIES = tuple(f"#0a0b{i:02x}" for i in range(6))
 _MARKERS, _DASHES = "os^Dv*", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-_CURVE, _HISTORY = ("radius", "value", "low", "high"), ("train_loss", "clean_accuracy", "robust_accuracy")
+_HISTORY = ("train_loss", "clean_accuracy", "robust_accuracy")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10.5, "text.usetex": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.15,
@@ -52,13 +49,14 @@ def _percent_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def security_curve(runs: Sequence[Run], radius: float | None, label: str) -> Markup:
+def security_curve(curves: Sequence[Mapping[float, Metric]], radius: float | None, label: str) -> Markup:
     """Accuracy against the radius, one line with its 95 % band per model, the threat's radius marked."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "curve"}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
-        for i, run in enumerate(runs):
-            x, y, low, high = ([p[k] for p in run.results["curve"]] for k in _CURVE)
+        for i, curve in enumerate(curves):
+            x, shares = list(curve), curve.values()
+            y, low, high = ([getattr(share, key) for share in shares] for key in ("value", "low", "high"))
             colour = _SERIES[i % 6]
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             axes.plot(x, y, color=colour, linestyle=_DASHES[i % 6], marker=_MARKERS[i % 6])
@@ -95,23 +93,30 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         return _svg(figure, label)
 
 
-def cascade(lines: Sequence[Line], clean: float, n: int, series: int, label: str) -> Markup:
-    """One bar per attack: what stands after it and what it broke on the left, its passes per image on the right."""
+def cascade_bars(steps: Sequence[tuple[float, int, float]], clean: Metric, series: int, label: str) -> Markup:
+    """One bar per attack: what stands after it and what it broke on the left, its passes per image on the right.
+
+    steps: of each attack the share that stands after it, how many examples of the n it broke, and passes per image.
+    """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"cascade{series}", "hatch.linewidth": 0.9}):
-        figure = Figure(figsize=(5.4, 1.1 + 0.27 * len(lines)), layout="constrained")
+        figure = Figure(figsize=(5.4, 1.1 + 0.27 * len(steps)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        colour, rows = _SERIES[series % 6], range(1, len(lines) + 1)
-        stand, fell = (
-            [_number(v) for v in column] for column in zip(*((i.robust_after, i.broke) for i in lines), strict=True)
-        )
-        passes = [_number(line.passes) for line in lines]
-        left.barh([0, *rows], [clean, *stand], 0.62, color=colour, alpha=0.85)
+        colour, rows = _SERIES[series % 6], range(1, len(steps) + 1)
+        stand, fell, passes = (list(column) for column in zip(*steps, strict=True))
+        left.barh([0, *rows], [clean.value, *stand], 0.62, color=colour, alpha=0.85)
         left.barh(
-            rows, [f / n for f in fell], 0.62, left=stand, color="none", edgecolor=colour, hatch="////", linewidth=0.8
+            rows,
+            [f / clean.n for f in fell],
+            0.62,
+            left=stand,
+            color="none",
+            edgecolor=colour,
+            hatch="////",
+            linewidth=0.8,
         )
         right.barh(rows, passes, 0.62, color=_INK, alpha=0.45)
         for row, (base, count, cost) in enumerate(zip(stand, fell, passes, strict=True), 1):
-            left.text(base + count / n + 0.03, row, f"{count:.0f}", va="center", fontsize=9.5)
+            left.text(base + count / clean.n + 0.03, row, f"{count}", va="center", fontsize=9.5)
             right.text(cost + 0.03 * max(passes), row, words.passes(cost), va="center", fontsize=9.5)
         left.set_yticks([0, *rows], ["none", *map(str, rows)])
         left.invert_yaxis()
@@ -127,12 +132,12 @@ def cascade(lines: Sequence[Line], clean: float, n: int, series: int, label: str
         return _svg(figure, label)
 
 
-def margin_histogram(margins: Margins, series: int, label: str) -> Markup:
+def margin_histogram(left: Sequence[float], series: int, label: str) -> Markup:
     """How many standing examples have how much of their clean margin left, in steps of 5 %."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"margins{series}"}):
         figure = Figure(figsize=(5.4, 2.3), layout="constrained")
         axes = figure.add_subplot()
-        axes.hist(margins.left, bins=np.linspace(0, 1, 21).tolist(), color=_SERIES[series % 6], rwidth=0.9)
+        axes.hist(left, bins=np.linspace(0, 1, 21).tolist(), color=_SERIES[series % 6], rwidth=0.9)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         axes.set_xlim(0, 1)
         axes.set_xlabel("margin left: 0 % would fall")
@@ -143,30 +148,3 @@ def margin_histogram(margins: Margins, series: int, label: str) -> Markup:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _png(pixels: np.ndarray) -> str:
-    """(H, W, 3) shares of full brightness, as a data address."""
-    file = io.BytesIO()
-    whole = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
-    imsave(file, whole, format="png", metadata={"Software": ""})  # the default names the version of matplotlib
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def pictures(x: np.ndarray, x_adv: np.ndarray, low: float, high: float) -> dict[str, Any] | None:
-    """Clean, change and adversarial image (C, H, W) with C 1 or 3 as PNG; None when the input is no image."""
-    if x.ndim != 3 or x.shape[0] not in (1, 3):
-        return None
-    span, change = high - low or 1.0, x_adv - x
-    factor = span / (2 * float(np.abs(change).max()) or 1.0)
-    middle = 0.5 + change * factor / span
-    shown = matplotlib.colormaps["PuOr"](0.1 + 0.8 * middle[0])[..., :3] if len(x) == 1 else middle.transpose(1, 2, 0)
-    rgb = [np.broadcast_to((v - low) / span, (3, *x.shape[1:])).transpose(1, 2, 0) for v in (x, x_adv)]
-    return {"clean": _png(rgb[0]), "change": _png(shown), "adversarial": _png(rgb[1]), "factor": factor}
-
-
-def most_changed(x: np.ndarray, x_adv: np.ndarray, count: int = 6) -> list[dict[str, float]]:
-    """The entries that changed most, largest first."""
-    before, after = x.ravel().astype(float), x_adv.ravel().astype(float)
-    order = np.argsort(-np.abs(after - before), kind="stable")[:count]
-    return [{"feature": int(i), "before": before[i], "after": after[i]} for i in order if after[i] != before[i]]

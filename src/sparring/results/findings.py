@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Level = Literal["note", "suspect", "invalid"]
 Verdict = Literal["TRUSTED", "SUSPECT", "INVALID"]
@@ -19,7 +19,7 @@ class Finding:
 
     name: str
     sentence: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     level: Level = "note"
     next_step: str = ""
 

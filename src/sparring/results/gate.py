@@ -1,4 +1,4 @@
-"""The gate for CI: does a results file keep what it must keep? Every check passes or fails with one sentence.
+"""The gate for CI: does an evaluation keep what it must keep? Every check passes or fails with one sentence.
 
 Shares are compared as counts, exactly: 450 of 1000 is at least 0.45. A result that answers another question than its
 baseline is an error, not a failure.
@@ -7,19 +7,20 @@ baseline is an error, not a failure.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sparring.results.compare import pair
-from sparring.results.read import locate, read_results, read_rows
+from sparring.results.compare import attacks_of, compare, differences, shared_examples
+from sparring.results.read import StoredEvaluation, locate, read_evaluation
+from sparring.results.schema import Metric
 from sparring.results.statistics import wilson
 
-Record = Mapping[str, Any]  # the content of results.json
-SHARES = {"robust": "robust_accuracy", "clean": "clean_accuracy"}
+SHORT = {"robust_accuracy": "--min-robust", "clean_accuracy": "--min-clean"}
+SHARES = (*SHORT, "certified_accuracy", "attack_success")
 
 
 class Check(NamedTuple):
@@ -44,29 +45,27 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
-    """What is asked of a result. Raises ValueError for what cannot be asked.
+    """What is asked of an evaluation, metrics by name. Raises ValueError for what cannot be asked.
 
-    min_robust, min_clean: least shares in [0, 1]; with `confident` the lower end of the 95 % Wilson interval must reach
-    them, not the share itself. max_drop, baseline: by how much (share in [0, 1]) either accuracy may lie below the
-    baseline's; always the shares themselves. require_verdict: the least verdict, which must then be there; without it
-    INVALID fails, SUSPECT fails unless allow_suspect, and an absent verdict (older files) is a note.
+    least, most: bounds; with `confident` the end of the 95 % interval must keep them, not the value itself. max_drop:
+    how much worse than the baseline's a value may be, whichever way is worse; always the values themselves.
+    require_verdict: the least verdict, which must then be there; without it INVALID fails, SUSPECT fails unless
+    allow_suspect, and an absent verdict is a note.
     """
 
-    min_robust: float | None = None
-    min_clean: float | None = None
-    max_drop: float | None = None
-    baseline: Record | None = None
+    least: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
+    max_drop: Mapping[str, float] = field(default_factory=dict)
+    baseline: StoredEvaluation | None = None
     require_verdict: str | None = None
     allow_suspect: bool = False
     confident: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("min_robust", "min_clean", "max_drop"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-                raise ValueError(f"{_option(name)} {value:g}: expected a share between 0 and 1, not per cent{hint}")
-        if (self.max_drop is None) != (self.baseline is None):
+        for kind in ("least", "most", "max_drop"):
+            for name, value in getattr(self, kind).items():
+                _check_bound(kind, name, value, share=name in SHARES)
+        if bool(self.max_drop) != (self.baseline is not None):
             raise ValueError(
                 "--max-drop and --baseline go together: the one says how far the accuracy may fall, the other from "
                 "where. Give both, such as --baseline old.json --max-drop 0.01, or neither"
@@ -78,41 +77,65 @@ class Demands:
             )
         if self.require_verdict == "TRUSTED" and self.allow_suspect:
             raise ValueError("--require-verdict TRUSTED and --allow-suspect contradict each other; leave one out")
-        if self.confident and self.min_robust is None and self.min_clean is None:
-            raise ValueError("--confident is about --min-robust and --min-clean; give at least one of them")
-        if self.confident and 1 in (self.min_robust, self.min_clean):
+        if self.confident and not self.least and not self.most:
+            raise ValueError("--confident is about --min-robust, --min-clean, --min and --max; give at least one")
+        if self.confident and any(name in SHARES and value == 1 for name, value in self.least.items()):
             raise ValueError("--confident with a minimum of 1: its lower end is below 1 for every n; ask less")
 
 
-def judge(record: Record, demands: Demands) -> Decision:
-    """Every demand on the content of a results.json. Raises ValueError when nothing is asked, or of another question.
+def read_bounds(option: str, texts: Iterable[str], plain: Iterable[str] = ()) -> dict[str, float]:
+    """Bounds by name from texts NAME=VALUE; a VALUE alone is for the `plain` names. Raises ValueError.
 
-    >>> share = {"value": 0.45, "n": 1000, "count": 450}
-    >>> decision = judge({"robust_accuracy": share, "clean_accuracy": share}, Demands(min_robust=0.45, min_clean=0.5))
-    >>> [check.passed for check in decision.checks]
-    [True, False]
-    >>> decision.checks[1].sentence
-    'clean accuracy 45.0% (450 of 1000); --min-clean 0.5 needs 500'
+    >>> read_bounds("--max", ["attack_success=0.3"])
+    {'attack_success': 0.3}
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        try:
+            found |= dict.fromkeys([name.strip()] if equals else plain, float(value))
+        except ValueError:
+            found = {}
+        if not found or not (name.strip() or (plain and not equals)):
+            form = "VALUE or NAME=VALUE" if plain else "NAME=VALUE"
+            raise ValueError(f"{option} {text}: expected {form}, such as {option} robust_accuracy=0.45")
+    return found
+
+
+def read_baseline(baseline: Path, judged: Path) -> StoredEvaluation:
+    """What to compare with; ValueError when it is the very file that is judged, or will be written over."""
+    if locate(baseline).resolve() == locate(judged).resolve():
+        raise ValueError(
+            f"{locate(baseline)} is the result itself, so nothing could ever drop; copy the results that you want to "
+            "keep to a place of their own, and name that as --baseline"
+        )
+    return read_evaluation(baseline)
+
+
+def judge(judged: StoredEvaluation, demands: Demands) -> Decision:
+    """Every demand on an evaluation. Raises ValueError when nothing is asked, or of another question than the baseline.
+
+    `judge(read_evaluation("run"), Demands(least={"robust_accuracy": 0.45})).passed` is whether 45 % hold.
     """
     if demands.baseline is not None:
-        _same_question(record, demands.baseline)
-    checks = (*_verdict(record, demands), *_least(record, demands), *_drops(record, demands))
+        _same_question(judged, demands.baseline)
+    checks = (*_verdict(judged, demands), *_bounds(judged, demands), *_drops(judged, demands))
     if not checks:
         raise ValueError(
             "nothing to check: the file has no verdict and no threshold was given, so the gate would always be open; "
-            "give --min-robust, --min-clean, or --baseline with --max-drop"
+            "give --min-robust, --min-clean, --min, --max, or --baseline with --max-drop"
         )
-    return Decision(checks, tuple(_notes(record, demands)))
+    return Decision(checks, tuple(_notes(judged, demands)))
 
 
-def _verdict(record: Record, demands: Demands) -> Iterator[Check]:
-    word, asked = record.get("verdict"), demands.require_verdict
+def _verdict(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+    word, asked = judged.results.verdict, demands.require_verdict
     if word is None:
         if asked:
             sentence = f"there is no verdict in this file; --require-verdict {asked} needs one, so evaluate again"
             yield Check("verdict", False, sentence)
         return
-    seen = [str(f["name"]) for f in record.get("findings", []) if f.get("level") == word.lower() and "name" in f]
+    seen = [finding.name for finding in judged.results.findings if finding.level == word.lower()]
     because = f" ({', '.join(seen)})" if seen else ""
     if word == "INVALID":
         yield Check("verdict", False, f"verdict INVALID{because}: the numbers mean nothing until that is mended")
@@ -125,111 +148,121 @@ def _verdict(record: Record, demands: Demands) -> Iterator[Check]:
         yield Check("verdict", True, f"verdict {word}")
 
 
-def _least(record: Record, demands: Demands) -> Iterator[Check]:
-    for name, least in (("robust", demands.min_robust), ("clean", demands.min_clean)):
-        if least is None:
-            continue
-        share = record[SHARES[name]]
-        needed = _needed(least, share["n"], demands.confident)
-        how = " with --confident" if demands.confident else ""
-        what = f"{needed}" if needed <= share["n"] else f"more than all {share['n']}: measure more examples"
-        sentence = f"{_in_words(name, share)}; --min-{name} {least:g}{how} needs {what}"
-        yield Check(f"min_{name}", share["count"] >= needed, sentence)
+def _bounds(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+    how = " with --confident" if demands.confident else ""
+    for kind, bounds in (("least", demands.least), ("most", demands.most)):
+        for name, value in bounds.items():
+            metric = _metric(judged, name)
+            _check_bound(kind, name, value, share=metric.count is not None)
+            passed, needs = _keeps(metric, _exact(value), kind == "least", demands.confident)
+            sentence = f"{_in_words(name, metric)}; {_asked(kind, name, value)}{how} {needs}"
+            yield Check(f"{'min' if kind == 'least' else 'max'}_{name}", passed, sentence)
 
 
-def _needed(least: float, n: int, confident: bool) -> int:
-    """The smallest count of n that will do; n + 1 where none does."""
-    if confident:
-        return bisect_left(range(n + 1), least, key=lambda count: wilson(count, n).low)
-    return math.ceil(_exact(least) * n)
+def _drops(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+    for name, drop in demands.max_drop.items() if demands.baseline else ():
+        metric, before = _metric(judged, name), _metric(demands.baseline, name)
+        up, now, then = metric.higher_is_better, _value(metric), _value(before)
+        passed, needs = _keeps(metric, then - _exact(drop) if up else then + _exact(drop), up, False)
+        change = f"{float(now - then):+.4g} from the baseline's {before.value:.6g}"
+        if metric.count is not None and before.count is not None:
+            of = "" if before.n == metric.n else f" of {before.n}"
+            change = f"{float(100 * (now - then)):+.2f} points from the baseline's {before.count}{of}"
+        sentence = f"{_in_words(name, metric)}, {change}; {_asked('max_drop', name, drop)} {needs}"
+        yield Check(f"drop_{name}", passed, sentence)
 
 
-def _drops(record: Record, demands: Demands) -> Iterator[Check]:
-    if demands.baseline is None or demands.max_drop is None:
-        return
-    for name, key in SHARES.items():
-        share, before = record[key], demands.baseline[key]["count"]
-        needed = max(0, math.ceil(before - _exact(demands.max_drop) * share["n"]))
-        change = 100 * (share["count"] - before) / share["n"]
-        sentence = (
-            f"{_in_words(name, share)}, {change:+.2f} points from the baseline's {before}; "
-            f"--max-drop {demands.max_drop:g} needs {needed}"
+def _keeps(metric: Metric, bound: Fraction, least: bool, confident: bool) -> tuple[bool, str]:
+    """Whether the metric keeps an exact bound, and what would do."""
+    if metric.count is None:
+        end = (metric.low if least else metric.high) if confident else metric.value
+        return (_exact(end) >= bound if least else _exact(end) <= bound), f"{'needs' if least else 'allows'} " + (
+            f"{float(bound):.6g}"
         )
-        yield Check(f"drop_{name}", share["count"] >= needed, sentence)
+    n, counts = metric.n, range(metric.n + 1)
+    if least:
+        needed = max(0, math.ceil(bound * n))
+        if confident:  # n + 1 where none does
+            needed = bisect_left(counts, float(bound), key=lambda count: wilson(count, n).low)
+        what = f"{needed}" if needed <= n else f"more than all {n}: measure more examples"
+        return metric.count >= needed, f"needs {what}"
+    allowed = min(n, math.floor(bound * n))
+    if confident:
+        allowed = bisect_right(counts, float(bound), key=lambda count: wilson(count, n).high) - 1
+    return metric.count <= allowed, f"allows {allowed if allowed >= 0 else 'fewer than none: measure more examples'}"
 
 
-def _notes(record: Record, demands: Demands) -> Iterator[str]:
-    if record.get("verdict") is None and not demands.require_verdict:
-        yield "there is no verdict in this file (an older version, or --no-checks): nobody checked whether it holds"
+def _notes(judged: StoredEvaluation, demands: Demands) -> Iterator[str]:
+    if judged.results.verdict is None and not demands.require_verdict:
+        yield "there is no verdict in this file (made with --no-checks): nobody checked whether it holds"
     base = demands.baseline
     if base is None:
         return
-    if base.get("verdict") in ("SUSPECT", "INVALID"):
-        yield f"the baseline's own verdict is {base['verdict']}, so the drop from it may say little"
-    if _attacks(record) != _attacks(base):
+    if base.results.verdict in ("SUSPECT", "INVALID"):
+        yield f"the baseline's own verdict is {base.results.verdict}, so the drop from it may say little"
+    if attacks_of(judged.results) != attacks_of(base.results):
         yield "the baseline was measured with other attacks, which may explain a difference; evaluate it again"
+    test = compare(base, judged).robust.test
+    if test:
+        yield (
+            f"example by example: {test.only_b} robust only now, {test.only_a} only in the baseline, "
+            f"McNemar's exact p = {test.p_value:.2g} (for information; it does not decide)"
+        )
 
 
-def _same_question(record: Record, base: Record) -> None:
-    """Raises ValueError unless the two were asked the same: threat, data, split, number of examples."""
-    for what, now, then in (
-        ("threat", record["threat"], base["threat"]),
-        ("data", record["data"]["name"], base["data"]["name"]),
-        ("split", record["data"]["split"], base["data"]["split"]),
-        ("number of examples", record["robust_accuracy"]["n"], base["robust_accuracy"]["n"]),
-    ):
-        if now != then:
-            raise ValueError(
-                f"the baseline has another {what}: {then}, and the result has {now}. A drop between them would mean "
-                "nothing; evaluate the baseline's model in the same way, or name another baseline"
-            )
+def _same_question(judged: StoredEvaluation, base: StoredEvaluation) -> None:
+    """Raises ValueError unless the two were asked the same, of the same examples as far as the tables tell."""
+    for what, then, now in differences(base.results, judged.results):
+        raise ValueError(
+            f"the baseline has another {what}: {then}, and the result has {now}. A drop between them would mean "
+            "nothing; evaluate the baseline's model in the same way, or name another baseline"
+        )
+    if judged.rows is None or base.rows is None:
+        return
+    index, why_not = shared_examples(base, judged)
+    if why_not or len(index) < len(base.rows):
+        why_not = why_not or f"{len(base.rows) - len(index)} examples are in one of the two evaluations only."
+        raise ValueError(f"the baseline is about other examples: {why_not} Evaluate both on the same data and split")
 
 
-def _attacks(record: Record) -> list[Any]:
-    return [(attack.get("name"), attack.get("settings")) for attack in record.get("attacks", [])]
+def _metric(stored: StoredEvaluation | None, name: str) -> Metric:
+    found = stored.results.metrics if stored else {}
+    if name not in found:
+        raise ValueError(f"there is no {name} in the results of {stored.name if stored else ''}, so nothing can be "
+                         f"asked of it; there are {', '.join(found)}")  # fmt: skip
+    return found[name]
 
 
-def _in_words(name: str, share: Record) -> str:
-    return f"{name} accuracy {share['count'] / share['n']:.1%} ({share['count']} of {share['n']})"
+def _check_bound(kind: str, name: str, value: float, share: bool) -> None:
+    if share and not 0 <= value <= 1:
+        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise ValueError(f"{_asked(kind, name, value)}: expected a share between 0 and 1, not per cent{hint}")
+    if not math.isfinite(value) or (kind == "max_drop" and value < 0):
+        raise ValueError(f"{_asked(kind, name, value)}: expected a number that {name} could have")
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _asked(kind: str, name: str, value: float) -> str:
+    """A demand as it is typed."""
+    if kind == "max_drop":
+        return f"--max-drop {value:g}" if name in SHORT else f"--max-drop {name}={value:g}"
+    if kind == "least" and name in SHORT:
+        return f"{SHORT[name]} {value:g}"
+    return f"{'--min' if kind == 'least' else '--max'} {name}={value:g}"
+
+
+def _in_words(name: str, metric: Metric) -> str:
+    words = name.replace("_", " ")
+    return (
+        f"{words} {metric.value:.6g}"
+        if metric.count is None
+        else (f"{words} {metric.count / metric.n:.1%} ({metric.count} of {metric.n})")
+    )
+
+
+def _value(metric: Metric) -> Fraction:
+    return _exact(metric.value) if metric.count is None else Fraction(metric.count, metric.n)
 
 
 def _exact(value: float) -> Fraction:
     """The decimal number that was typed: 0.45 is 45/100, not the float beside it."""
     return Fraction(str(float(value)))
-
-
-# What is read from disk
-
-
-def read_baseline(baseline: Path, judged: Path) -> Record:
-    """The results to compare with; ValueError when they are the very file that is judged, or will be written over."""
-    if locate(baseline).resolve() == locate(judged).resolve():
-        raise ValueError(
-            f"{locate(baseline)} is the result itself, so nothing could ever drop; copy the results that you want to "
-            "keep to a place of their own, and name that as --baseline"
-        )
-    return read_results(baseline)
-
-
-def paired(result: Path, baseline: Path) -> str | None:
-    """McNemar's test between the examples.csv beside two results, in a sentence; None when one has no such file.
-
-    Raises ValueError when a table is damaged, or the two do not hold the same examples with the same labels.
-    """
-    tables = [locate(path).with_name("examples.csv") for path in (result, baseline)]
-    if tables[0].resolve() == tables[1].resolve() or not all(table.exists() for table in tables):
-        return None
-    rows = [read_rows(table) for table in tables]
-    for path, table, row in zip((result, baseline), tables, rows, strict=True):
-        share = read_results(path)["robust_accuracy"]
-        if (sum(r.robust for r in row.values()), len(row)) != (share["count"], share["n"]):
-            return f"not compared example by example: {table} is not the table of the results beside it"
-    test = pair(*rows)
-    return (
-        f"example by example: {test.only_a} robust only now, {test.only_b} only in the baseline, "
-        f"McNemar's exact p = {test.p_value:.2g} (for information; it does not decide)"
-    )

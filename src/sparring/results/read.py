@@ -1,94 +1,159 @@
-"""An evaluation on disk, read again and checked as far as a verdict needs it. Reading runs no code from the files."""
+"""The one reader of evaluations on disk. Reading runs no code from the files, and their parts must agree."""
 
 from __future__ import annotations
 
 import csv
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
 
 from sparring.core.files import read_json
-from sparring.results.findings import Verdict
-from sparring.results.write import SCHEMA
+from sparring.results.schema import FORMAT, Results, Row
+
+GALLERY = ("index", "label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
+"""What gallery.npz holds beside the inputs: `x` and `x_adv`, or `x/NAME` and `x_adv/NAME` for each named tensor."""
 
 
-class Row(NamedTuple):
-    """What pairing needs of one row of examples.csv."""
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """What the three files hold; `rows` (by index) and `gallery` are None when their file is missing."""
 
-    label: int
-    robust: bool
+    results: Results
+    rows: Mapping[int, Row] | None = None
+    gallery: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.results.name
+
+    def class_name(self, label: int) -> str:
+        names = self.results.data.class_names
+        return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
-def locate(path: Path) -> Path:
+def locate(path: Path | str) -> Path:
     """The results.json that a path means: the file, that of an evaluation folder, or that of a run's evaluation."""
-    if not path.is_dir():
+    path = Path(path)
+    if path.is_file() or (path.suffix == ".json" and not path.is_dir()):
         return path
     inside = path / "evaluation" / "results.json"
-    if not inside.exists() and not (path / "results.json").exists():
-        raise ValueError(f"{path} holds no results.json and no evaluation/results.json; run `sparring evaluate` first")
     return inside if inside.exists() else path / "results.json"
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """The results that a path means (see `locate`), checked as far as a judgement needs them. Raises ValueError."""
-    path = locate(path)
-    record = read_json(path, "the results that `sparring evaluate` wrote")
-    schema = record.get("schema", "nothing") if isinstance(record, dict) else type(record).__name__
-    if schema != SCHEMA:
-        raise _wrong(path, f'results with "schema": "{SCHEMA}", got {schema!r:.60}')
-    data = record.get("data")
-    asked = {"threat": record.get("threat")}
-    asked |= {f"data.{key}": data.get(key) if isinstance(data, dict) else None for key in ("name", "split")}
-    for where, text in asked.items():
-        if not isinstance(text, str):
-            raise _wrong(path, f"text at {where}, got {text!r:.60}")
-    for key in ("findings", "attacks"):
-        entries = record.get(key, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise _wrong(path, f"a list of objects at {key}, got {entries!r:.60}")
-    if record.get("verdict") not in (None, *get_args(Verdict)):
-        raise _wrong(path, f"one of {', '.join(get_args(Verdict))} at verdict, got {record['verdict']!r:.60}")
-    n, other = (_examples(path, record.get(key), key) for key in ("clean_accuracy", "robust_accuracy"))
-    if n != other:
-        raise _wrong(path, f"clean and robust accuracy of the same examples, got n {n} and {other}")
-    return record
+def read_evaluation(path: Path | str) -> StoredEvaluation:
+    """The evaluation that a path means (see `locate`), checked: ValueError says what is wrong, where, and what to do.
+
+    examples.csv and gallery.npz beside results.json may be missing: then nothing can be paired or shown. What is there
+    must agree: each example once, as many rows right, robust, certified and broken by each attack as results.json
+    counts. A results file under another name stands alone.
+    """
+    file = locate(path)
+    results = _results(file)
+    if file.name != "results.json":
+        return StoredEvaluation(results)
+    table, pictures = file.with_name("examples.csv"), file.with_name("gallery.npz")
+    rows = _rows(table) if table.exists() else None
+    if rows is not None:
+        _check_rows(table, rows.values(), results)
+    return StoredEvaluation(results, rows, _gallery(pictures) if pictures.exists() else None)
 
 
-def _examples(path: Path, share: Any, key: str) -> int:
-    """n of a share that is one."""
-    found: list[Any] = [share.get(k) for k in ("count", "n", "value")] if isinstance(share, dict) else [None] * 3
-    count, n, value = found
-    whole = type(count) is int and type(n) is int and 0 <= count <= n and n >= 1
-    if not whole or not isinstance(value, int | float) or not abs(value - count / n) < 1e-9:
-        raise _wrong(path, f"count, n >= 1 and value = count / n at {key}, got {share!r:.80}")
-    return int(n)
+def _results(path: Path) -> Results:
+    plain = read_json(path, "the results that `sparring evaluate` wrote")
+    found = plain.get("schema", "nothing") if isinstance(plain, dict) else type(plain).__name__
+    if found == "sparring.results/1":
+        command = plain.get("command") or "`sparring evaluate`, or sparring.evaluate from Python"
+        raise ValueError(f"{path} was written by Sparring 0.1 ({found}), whose results lack what is needed now; "
+                         f"measure again: {command}")  # fmt: skip
+    if found != FORMAT:
+        raise _wrong(path, f'results with "schema": "{FORMAT}", got {found!s:.60}')
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        got = f", got {first['input']!r:.60}" if where and first["type"] != "missing" else ""
+        what = first["msg"].removeprefix("Value error, ")
+        raise _wrong(path, f"what docs/results-schema.md says; {where}{': ' if where else ''}{what}{got}") from None
 
 
-def read_rows(source: Path | str) -> dict[int, Row]:
-    """Label and verdict by index, from an examples.csv or the folder that holds it. Raises ValueError."""
-    path = Path(source)
-    path = path / "examples.csv" if path.is_dir() else path
+def _rows(path: Path) -> dict[int, Row]:
     rows: dict[int, Row] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
             for line in lines:
-                index = int(line["index"])
-                if index in rows:
-                    raise ValueError(f"index {index} twice")
-                rows[index] = Row(int(line["label"]), {"1": True, "0": False}[line["robust"]])
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} is not there; it should hold one row per example, as `sparring evaluate` writes it"
-        ) from None
+                row = _row(line)
+                if row.index in rows:
+                    raise ValueError(f"index {row.index} twice")
+                rows[row.index] = row
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path}, line {lines.line_num}: expected index, label and robust (0 or 1) in every row, each index once; "
-            f"got {error}. The pairing would be wrong; run `sparring evaluate` again"
-        ) from None
-    if not rows:
-        raise ValueError(f"{path} holds no examples, so there is nothing to pair; run `sparring evaluate` again")
+        raise _wrong(path, f"{', '.join(Row._fields)} in every row; line {lines.line_num}: got {error}") from None
     return rows
 
 
+_FLAGS = {"1": True, "0": False}
+
+
+def _row(line: Mapping[str, str]) -> Row:
+    """One row; raises KeyError, TypeError or ValueError for what is none, or contradicts itself."""
+
+    def given(name: str, kind: Any) -> Any:
+        return kind(line[name]) if line[name] else None
+
+    row = Row(
+        int(line["index"]), int(line["label"]), int(line["clean_prediction"]), float(line["clean_confidence"]),
+        _FLAGS[line["correct"]], _FLAGS[line["robust"]], line["broken_by"], given("adversarial_prediction", int),
+        given("adversarial_confidence", float), given("size", float), float(line["margin_left"]),
+        given("certified", _FLAGS.__getitem__),
+    )  # fmt: skip
+    if not 0 <= row.margin_left <= 1:
+        raise ValueError(f"margin_left {row.margin_left}, which is no share")
+    if row.correct and row.clean_prediction != row.label:
+        raise ValueError(f"label {row.label} as correct, with prediction {row.clean_prediction}")
+    if (row.robust and not row.correct) or (row.certified and not row.robust):
+        raise ValueError("an example that is certified but not robust, or robust but not correct")
+    if bool(row.broken_by) != (row.correct and not row.robust):
+        raise ValueError(f"correct {line['correct']} and robust {line['robust']} with broken_by {row.broken_by!r}")
+    return row
+
+
+def _check_rows(path: Path, rows: Iterable[Row], results: Results) -> None:
+    """Raises ValueError unless the table adds up to what results.json says."""
+    rows, metrics = list(rows), results.metrics
+    stated: dict[str, int | None] = {"examples": metrics["clean_accuracy"].n}
+    counted = {"examples": len(rows)}
+    for what, name in (("correct", "clean"), ("robust", "robust"), ("certified", "certified")):
+        if f"{name}_accuracy" in metrics:
+            stated[what] = metrics[f"{name}_accuracy"].count
+            counted[what] = sum(bool(getattr(row, what)) for row in rows)
+    broken = Counter(row.broken_by for row in rows if row.broken_by)
+    for name in dict.fromkeys([*(attack.name for attack in results.attacks), *broken]):
+        stated[f"broken by {name}"] = sum(attack.broke for attack in results.attacks if attack.name == name)
+        counted[f"broken by {name}"] = broken[name]
+    for what, number in stated.items():
+        if counted[what] != number:
+            raise _wrong(path, f"the {number} {what} that results.json beside it counts, got {counted[what]}")
+
+
+def _gallery(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _wrong(path, f"an npz without pickle, got {error}") from None
+    missing = [name for name in GALLERY if name not in arrays]
+    missing += [side for side in ("x", "x_adv") if not any(name.split("/")[0] == side for name in arrays)]
+    if missing or len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
+        raise _wrong(path, f"{', '.join(GALLERY)}, x and x_adv of one length, got {', '.join(arrays) or 'nothing'}")
+    return arrays
+
+
 def _wrong(path: Path, expected: str) -> ValueError:
-    return ValueError(f"{path}: expected {expected}. It cannot be judged; run `sparring evaluate` again")
+    return ValueError(f"{path}: expected {expected}. It cannot be trusted; run `sparring evaluate` again")

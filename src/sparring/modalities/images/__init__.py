@@ -15,8 +15,9 @@ from sparring.modalities.images.models import default_for as default_for
 from sparring.modalities.images.models import mlp as mlp
 from sparring.modalities.images.models import resnet_small as resnet_small
 from sparring.modalities.images.presets import presets
+from sparring.modalities.images.show import show
 
 MODALITY = Modality(
     name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, augment=crop_and_flip,
-    certify=find_interval_bound,
+    certify=find_interval_bound, show=show,
 )  # fmt: skip
