@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,8 +170,52 @@ def test_the_reader_of_meddling_sees_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
-def test_no_file_is_long(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+def test_no_file_and_no_function_is_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert [name for name, lines in functions(tree(path)) if lines > 60] == []
+
+
+def functions(module: ast.Module) -> list[tuple[str, int]]:
+    """Every function with its number of lines, decorators left out."""
+    found = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [(node.name, (node.end_lineno or node.lineno) - node.lineno + 1) for node in found]
+
+
+def public_names(module: ast.Module) -> set[str]:
+    """What a file defines at its top level for others."""
+    found: set[str] = set()
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_no_two_public_things_share_a_name() -> None:
+    where: dict[str, list[str]] = {}
+    for path in FILES:
+        for name in public_names(tree(path)):
+            where.setdefault(name, []).append(NAMES[path])
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
+def test_the_reader_of_definitions_sees_what_is_there() -> None:
+    module = ast.parse("A, (b, _c) = 1, (2, 3)\nd: int = 4\nclass E:\n    f = 5\ndef g():\n    h = 6\n\n")
+    assert public_names(module) == {"A", "b", "d", "E", "g"}
+    assert functions(module) == [("g", 2)]
+
+
+KIND = re.compile(r"modalities[./](images|text|tables|faces)")
+
+
+@pytest.mark.parametrize("path", FILES, ids=[NAMES[p] or "sparring" for p in FILES])
+def test_one_line_names_a_kind_of_input(path: Path) -> None:
+    """Only the registry line, and the kind's own folder, know where a kind of input lives."""
+    if NAMES[path] == "modalities" or NAMES[path].startswith("modalities."):
+        return
+    assert KIND.findall(path.read_text(encoding="utf-8")) == []
 
 
 def test_the_core_can_be_read_in_one_sitting() -> None:
