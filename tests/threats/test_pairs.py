@@ -1,4 +1,4 @@
-"""Pairs of inputs, of which the opponent changes one: every room takes them through the lens, and none knows of pairs."""
+"""Pairs of inputs, of which the opponent changes one: every room takes them through the lens, none knows of pairs."""
 
 from __future__ import annotations
 
