@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts import NUM_WORDS, BagOfWords, seeded, sentences, words
+from contracts import NUM_WORDS, BagOfWords, rand, seeded, sentences, words
 from sparring.attacks.around import Averaged
 from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import gradient_ascent, pgd
@@ -84,7 +84,7 @@ HONEST: dict[str, tuple[Any, Any, Any]] = {
     "vectors, no box": (MLP, L2(0.1, low=None, high=None), 4 * X.flatten(1) - 2),
     "float64": (seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, K)).double()), Linf(0.05), X.double()),
     "a radius each": (MLP, Linf(torch.linspace(0.01, 0.03, NUM)), X),
-    "a mask": (MLP, Linf(0.05, mask=torch.rand(1, 1, 4, 4) < 0.5), X),
+    "a mask": (MLP, Linf(0.05, mask=rand(1, 1, 4, 4, seed=1) < 0.5), X),
     "log-probabilities": (Then(after=lambda z: z.log_softmax(1)), Linf(0.05), X),
     "large logits, margin climbed": (Then(after=lambda z: 1000 * z), Linf(0.05), X),
     "dropout and BatchNorm at rest": (
