@@ -22,7 +22,7 @@ from alike import check_same
 from contracts import rand, seeded
 from sparring.attacks.catalogue import fgsm, pgd
 from sparring.core.machine import find_machine
-from sparring.evaluation.measure import ALONE, Evaluation, measure
+from sparring.evaluation.measure import ONE_PROCESS, Evaluation, measure
 from sparring.threats import Linf
 
 NUM, DIM = 33, 5
@@ -52,7 +52,7 @@ def judged(parts: Path | None = None, **options: Any) -> Evaluation:
         Linf(0.05),
         given.pop("attacks"),
         keep=parts,
-        machine=given.pop("machine", find_machine("cpu") if parts else ALONE),
+        machine=given.pop("machine", find_machine("cpu") if parts else ONE_PROCESS),
         **given,
     )
 
@@ -75,7 +75,7 @@ def counting(calls: list[int], kill_at: Sequence[int] = ()) -> Callable[[Any], A
 
 
 def same_as_alone(folder: Path, rank: int) -> str:
-    check_same(judged(folder), judged(machine=ALONE))
+    check_same(judged(folder), judged(machine=ONE_PROCESS))
     return "same"
 
 
@@ -83,7 +83,7 @@ def stream_as_alone(folder: Path, rank: int) -> str:
     calls: list[int] = []
     shared = judged(folder, batches=stream(), attacks=[counting(calls)], curve=())
     assert len(calls) == (3 if rank == 0 else 2), f"process {rank} computed {len(calls)} of 5 batches"
-    check_same(shared, judged(attacks=[counting([])], curve=(), machine=ALONE))
+    check_same(shared, judged(attacks=[counting([])], curve=(), machine=ONE_PROCESS))
     return "same"
 
 
@@ -98,7 +98,7 @@ def without_a_folder(folder: Path, rank: int) -> str:
 def folders_of_their_own(folder: Path, rank: int) -> str:
     """As on two machines that share no file system; each goes on with what it had."""
     judged(folder / str(rank), batches=batches()[:3])
-    check_same(judged(folder / str(rank)), judged(machine=ALONE))
+    check_same(judged(folder / str(rank)), judged(machine=ONE_PROCESS))
     assert sorted(int(p.stem) % 2 for p in (folder / str(rank)).glob("*.npz")) == [rank] * (3 - rank)
     return "same"
 
@@ -106,7 +106,7 @@ def folders_of_their_own(folder: Path, rank: int) -> str:
 def alone_in_a_group(folder: Path, rank: int) -> str:
     """No machine was named: every process evaluates what it is given, and waits for nobody."""
     if rank == 0:
-        check_same(judged(), judged(machine=ALONE))
+        check_same(judged(), judged(machine=ONE_PROCESS))
     return "same"
 
 
@@ -117,7 +117,7 @@ def other_seed(folder: Path, rank: int) -> str:
 
 def old_parts(folder: Path, rank: int) -> str:
     if rank == 0:
-        judged(folder, seed=9, machine=ALONE)
+        judged(folder, seed=9, machine=ONE_PROCESS)
     dist.barrier()
     judged(folder, seed=3)
     return "no error"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparring.core.objectives import Objective, dlr, margin
-from sparring.core.registry import Named, function_from_file, named, number, options_of, parse, parse_list, text_of
+from sparring.core.registry import Named, function_from_file, named, options_of, parse, parse_list, read_number, text_of
 
 
 def ball(radius: float, *, box: tuple[float, float] | None = (0.0, 1.0)) -> tuple[Any, ...]:
@@ -152,7 +152,7 @@ def test_text_round_trip(options: dict[str, Any]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(value=st.floats(allow_nan=False) | st.fractions(0, 1, max_denominator=255).map(float))
 def test_numbers_come_back_to_the_bit(value: float) -> None:
-    assert number(text_of(value)) == value
+    assert read_number(text_of(value)) == value
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.as_results import as_results
-from sparring.evaluation.measure import ALONE, CURVE, Evaluation, accuracy_metrics, measure
+from sparring.evaluation.measure import CURVE, ONE_PROCESS, Evaluation, accuracy_metrics, measure
 from sparring.evaluation.one_batch import Certify
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.modalities import find
@@ -92,7 +92,7 @@ def evaluate(
     modality: Modality | None = None,
     keep: Path | None = None,
     about: str = "",
-    machine: Machine = ALONE,
+    machine: Machine = ONE_PROCESS,
     observe: Any = None,
 ) -> CheckedEvaluation:
     """Clean, robust and certified accuracy with findings that say whether to believe them: `measure`, and the battery.

@@ -11,7 +11,7 @@ from sparring.attacks.auto_pgd import apgd, apgd_t, smooth
 from sparring.attacks.catalogue import CATALOGUE
 from sparring.attacks.fab import fab, fab_t
 from sparring.attacks.square import square
-from sparring.core.registry import Builder, name_of, named, number, parse_list, text_of
+from sparring.core.registry import Builder, name_of, named, parse_list, read_number, text_of
 from sparring.core.types import Attacker
 from sparring.threats.balls import Ball
 from sparring.threats.base import ThreatModel
@@ -149,7 +149,7 @@ def make_plan(
 
 def _share(text: str, whole: str) -> float:
     try:
-        return number(text)
+        return read_number(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"attack {whole!r}: margin_at_most={text!r} is not a number such as 0.5") from None
 

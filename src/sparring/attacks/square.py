@@ -28,7 +28,9 @@ from sparring.threats.base import ThreatModel
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of a window halves after these queries."""
-BLOCK = 32  # queries whose random numbers are drawn at once; one by one costs as much as a pass of a small network
+QUERIES_AT_ONCE = (
+    32  # queries whose random numbers are drawn at once; one by one costs as much as a pass of a small network
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,10 @@ class Square:
                     part, near, own = take(threat, rows), x[rows], label[rows]
                 if not len(rows):
                     break
-                if t % BLOCK == 0:
-                    draws = noise.uniform((BLOCK, 5 + grid(x)[0]), draw=1 + t // BLOCK)
+                if t % QUERIES_AT_ONCE == 0:
+                    draws = noise.uniform((QUERIES_AT_ONCE, 5 + grid(x)[0]), draw=1 + t // QUERIES_AT_ONCE)
                 old_z, old = z[rows], loss[rows]
-                trial = proposal(part, near, old_z, draws[rows, t % BLOCK], self.share(t))
+                trial = proposal(part, near, old_z, draws[rows, t % QUERIES_AT_ONCE], self.share(t))
                 found, hit = _look(frozen, part, near, trial, own)
                 better = hit | (found > old) | old.isnan()
                 z[rows] = torch.where(per_example(better, trial), trial, old_z)

@@ -263,7 +263,7 @@ def _only(keys: Mapping[str, Any], known: Mapping[str, Option], about: str) -> N
             raise ValueError(f"{about} has no option {key!r}; it takes {', '.join(known) or 'none'}")
 
 
-def number(text: str) -> float:
+def read_number(text: str) -> float:
     """A number or a fraction: 0.3, 8/255, inf. Raises ValueError and ZeroDivisionError."""
     over, slash, under = text.partition("/")
     return float(over) / float(under) if slash else float(over)
@@ -271,7 +271,7 @@ def number(text: str) -> float:
 
 def _range(text: str) -> tuple[float, float]:
     low, _, high = text.partition("..")
-    return number(low), number(high)
+    return read_number(low), read_number(high)
 
 
 def _either(readers: list[Callable[[str], Any]]) -> Callable[[str], Any]:
@@ -291,11 +291,11 @@ _none = {"none": None, "None": None}.__getitem__
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _boolean),
     int: ("a whole number", int),
-    float: ("a number such as 0.3 or 8/255", number),
+    float: ("a number such as 0.3 or 8/255", read_number),
     tuple[float, float]: ("LOW..HIGH", _range),
     str: ("a text", str),
     types.NoneType: ("none", _none),
-    inspect.Parameter.empty: ("a value", _either([int, number, _boolean, _none, str])),  # where no type says so
+    inspect.Parameter.empty: ("a value", _either([int, read_number, _boolean, _none, str])),  # where no type says so
 }
 
 

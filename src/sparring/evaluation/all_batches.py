@@ -15,7 +15,7 @@ from sparring.core.model_state import aligned
 from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size, take
 from sparring.evaluation.fingerprint import digest
 from sparring.evaluation.kept import BatchKey, Kept
-from sparring.evaluation.one_batch import Batch, BatchOutcome, Plan, measure_batch, stacked
+from sparring.evaluation.one_batch import Batch, BatchOutcome, BatchPlan, measure_batch, stacked
 from sparring.evaluation.preflight import check_data
 
 
@@ -39,7 +39,7 @@ class AllBatches:
     """One pass over the batches of an evaluation, in this process. batches: how many there are, where that is known."""
 
     def __init__(
-        self, plan: Plan, machine: Machine, kept: Kept | None, observe: Callable[[Progress], object] | None,
+        self, plan: BatchPlan, machine: Machine, kept: Kept | None, observe: Callable[[Progress], object] | None,
         batches: int | None,
     ) -> None:  # fmt: skip
         self.plan, self.machine, self.kept, self.observe, self.batches = plan, machine, kept, observe, batches

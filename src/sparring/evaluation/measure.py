@@ -19,7 +19,7 @@ from sparring.core.types import Cost, Inputs, Model
 from sparring.evaluation.all_batches import AllBatches, Progress, count_batches
 from sparring.evaluation.fingerprint import describe, digest_of_model, digest_of_package
 from sparring.evaluation.kept import Kept, OtherSettings
-from sparring.evaluation.one_batch import REJECTIONS, AttackRecord, BatchOutcome, Certify, MakeAttack, Plan, Step
+from sparring.evaluation.one_batch import REJECTIONS, AttackRecord, BatchOutcome, BatchPlan, Certify, MakeAttack, Step
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.results.findings import Finding
 from sparring.results.schema import Metric
@@ -28,7 +28,7 @@ from sparring.threats.base import ThreatModel
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
-ALONE = Machine(torch.device("cpu"))
+ONE_PROCESS = Machine(torch.device("cpu"))
 Metrics = Callable[[Mapping[str, Tensor]], dict[str, Metric]]
 """The table of examples -> what is measured on it, by name."""
 
@@ -112,7 +112,7 @@ def measure(
     gallery_size: int = 12,
     keep: Path | None = None,
     about: str = "",
-    machine: Machine = ALONE,
+    machine: Machine = ONE_PROCESS,
     observe: Callable[[Progress], object] | None = None,
 ) -> Evaluation:
     """Clean accuracy, and the share of examples that every attack leaves right.
@@ -141,7 +141,7 @@ def measure(
     >>> measure(model, data, Linf(0.1), [fgsm]).robust.n
     8
     """
-    plan = Plan.make(threat, stages, curve, curve_stages or stages, certify, gallery_size, seed)
+    plan = BatchPlan.make(threat, stages, curve, curve_stages or stages, certify, gallery_size, seed)
     kept = _kept(keep, machine, lambda: _settings_of(plan, model, about))
     walk = AllBatches(plan, machine, kept, observe, count_batches(batches))
     rest = iter(batches)
@@ -171,7 +171,7 @@ def _kept(keep: Path | None, machine: Machine, settings: Callable[[], dict[str, 
     return kept if keep else None
 
 
-def _settings_of(plan: Plan, model: Model | Preflight, about: str) -> dict[str, Any]:
+def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str) -> dict[str, Any]:
     """Everything that decides about the outcome but the batches themselves, as plain data."""
 
     def attacks(steps: Iterable[Step]) -> Iterator[list[Any]]:
@@ -188,7 +188,7 @@ def _settings_of(plan: Plan, model: Model | Preflight, about: str) -> dict[str, 
     }  # fmt: skip
 
 
-def _evaluation(plan: Plan, total: BatchOutcome, checked: Preflight, metrics: Metrics) -> Evaluation:
+def _evaluation(plan: BatchPlan, total: BatchOutcome, checked: Preflight, metrics: Metrics) -> Evaluation:
     """Adds everything up."""
     table, certify = total.table, plan.certify
     correct, robust = table["correct"], table["robust"]

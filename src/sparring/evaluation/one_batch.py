@@ -100,7 +100,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What is done with every batch. `factors`: the radii of the curve, as shares of the threat's."""
 
     threat: ThreatModel
@@ -115,7 +115,7 @@ class Plan:
     def make(
         threat: ThreatModel, stages: Sequence[MakeAttack], curve: Sequence[float], curve_stages: Sequence[MakeAttack],
         certify: Certify | None, gallery_size: int, seed: int,
-    ) -> Plan:  # fmt: skip
+    ) -> BatchPlan:  # fmt: skip
         """The plan; raises ValueError or TypeError for attacks that are none. An infinite radius has no curve."""
         if not stages:
             raise ValueError("no attack was given: without one, robust accuracy means nothing")
@@ -123,7 +123,7 @@ class Plan:
         steps = tuple(Step.of(number, stage, threat) for number, stage in enumerate(stages))
         curve_steps = tuple(Step.of(100 + number, stage, threat) for number, stage in enumerate(curve_stages))
         factors = tuple(sorted({*curve} - {1.0})) if bounded else ()
-        return Plan(threat, steps, curve_steps, factors, certify, gallery_size, seed)
+        return BatchPlan(threat, steps, curve_steps, factors, certify, gallery_size, seed)
 
     @property
     def num_stages(self) -> int:
@@ -186,7 +186,7 @@ def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
     return logits, Cost(forwards=size(x))
 
 
-def attempt(plan: Plan, step: Step, batch: Batch, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
+def attempt(plan: BatchPlan, step: Step, batch: Batch, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
     """Attacks the examples at `factor` times the radius; realizes what comes back, shows it to the model, checks it.
 
     The record counts this attempt alone.
@@ -224,7 +224,7 @@ def attempt(plan: Plan, step: Step, batch: Batch, factor: float = 1.0) -> tuple[
     return Attempt(good, logits, x_adv, threat.size(x, z), sound, result.cost.plus(cost)), record
 
 
-def certified(plan: Plan, batch: Batch) -> Tensor:
+def certified(plan: BatchPlan, batch: Batch) -> Tensor:
     """(b,) bool: the bound of the margin is above 0. Raises ValueError for a bound of another shape."""
     assert plan.certify is not None
     x, y, noise = batch.x, batch.y, Noise.make(plan.seed, "certify", batch.number)
@@ -237,7 +237,7 @@ def certified(plan: Plan, batch: Batch) -> Tensor:
     return bound > 0
 
 
-def measure_batch(batch: Batch, plan: Plan, tell: Tell) -> BatchOutcome:
+def measure_batch(batch: Batch, plan: BatchPlan, tell: Tell) -> BatchOutcome:
     """Everything about one batch. Raises PreflightError for labels that are no classes."""
     return _Measuring(batch, plan, tell).run()
 
@@ -245,7 +245,7 @@ def measure_batch(batch: Batch, plan: Plan, tell: Tell) -> BatchOutcome:
 class _Measuring:
     """The state while one batch is measured: a table (a value per example), and what adds up."""
 
-    def __init__(self, batch: Batch, plan: Plan, tell: Tell) -> None:
+    def __init__(self, batch: Batch, plan: BatchPlan, tell: Tell) -> None:
         self.batch, self.plan, self.tell = batch, plan, tell
         self.table: dict[str, Tensor] = {}
         self.pictures: dict[str, list[Tensor]] = {}

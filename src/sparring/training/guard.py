@@ -77,12 +77,12 @@ def first_trouble(before: Tensor | None, model: nn.Module, loss: Tensor, step: i
     return now if before is None else torch.where(before[0] < 0, now, before.to(now.device))
 
 
-def with_options(recipe: Any, options: Mapping[str, Any]) -> Any:
+def with_recipe_options(recipe: Any, options: Mapping[str, Any]) -> Any:
     """The recipe with other values of its fields, also inside a recipe that holds another."""
     if not options:
         return recipe
     if hasattr(recipe, "recipe"):
-        return replace(recipe, recipe=with_options(recipe.recipe, options))
+        return replace(recipe, recipe=with_recipe_options(recipe.recipe, options))
     known = [f.name for f in fields(recipe)]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"the guard wants to change {', '.join(unknown)}; this recipe has {', '.join(known)}")

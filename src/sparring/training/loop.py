@@ -19,7 +19,7 @@ from sparring.core.machine import Machine
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
-from sparring.training.guard import Guard, NonFinite, Rollback, Stop, first_trouble, wide, with_options
+from sparring.training.guard import Guard, NonFinite, Rollback, Stop, first_trouble, wide, with_recipe_options
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule
 
@@ -238,7 +238,7 @@ def train(
                 progress = min(1.0, state.step / state.total)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(progress) * state.rate_factor
-                current = with_options(recipe, state.options)
+                current = with_recipe_options(recipe, state.options)
                 current = current.at(progress) if hasattr(current, "at") else current
                 _step(state, current, map_inputs(aligned, x), aligned(y), seed)
                 state.seconds += time.monotonic() - started
