@@ -28,9 +28,8 @@ from sparring.threats.base import ThreatModel
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The share of a window halves after these queries."""
-QUERIES_AT_ONCE = (
-    32  # queries whose random numbers are drawn at once; one by one costs as much as a pass of a small network
-)
+QUERIES_AT_ONCE = 32
+"""Whose random numbers are drawn at once; one by one costs as much as a pass of a small network."""
 
 
 @dataclass(frozen=True, kw_only=True)
