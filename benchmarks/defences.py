@@ -43,7 +43,7 @@ from sparring.checks.battery import examine, sample
 from sparring.core.batches import Batches
 from sparring.core.objectives import cross_entropy, margin
 from sparring.evaluation.measure import measure
-from sparring.modalities import load
+from sparring.modalities import load_data
 from sparring.modalities.images import build, mlp, scale
 from sparring.results.findings import verdict
 from sparring.threats import L1, L2
@@ -197,7 +197,7 @@ class Bench:
     folder: Path
 
     def __post_init__(self) -> None:
-        data = load("digits")
+        data = load_data("digits")
         self.x_train, self.y_train = scale(data.x_train), data.y_train
         self.x, self.y = scale(data.x_test), data.y_test
 

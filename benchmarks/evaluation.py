@@ -22,7 +22,7 @@ from reference import reference
 from sparring import Ball, measure
 from sparring.app import train_run as runs
 from sparring.attacks.plans import PLANS, make_plan
-from sparring.modalities import load as load_data
+from sparring.modalities import load_data
 from sparring.modalities.images import scale
 from sparring.threats import L2, make_threat
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from common import Lines, percent, provenance, table
 from sparring import Linf
 from sparring.core.batches import Batches
-from sparring.modalities import load
+from sparring.modalities import load_data
 from sparring.modalities.images import build, scale
 from sparring.results.statistics import mcnemar
 from sparring.training.loop import train
@@ -33,7 +33,7 @@ from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
 def digits() -> tuple[Tensor, Tensor]:
     """All of them: x float32 (1797, 1, 8, 8), y (1797,), the data set's own train and test part joined."""
-    data = load("digits")
+    data = load_data("digits")
     return scale(torch.cat([data.x_train, data.x_test])), torch.cat([data.y_train, data.y_test])
 
 

@@ -31,7 +31,7 @@ from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.registry import named
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.measure import MakeAttack, measure
-from sparring.modalities import load
+from sparring.modalities import load_data
 from sparring.modalities.images import scale
 from sparring.results.statistics import wilson
 from sparring.threats import make_threat
@@ -149,7 +149,7 @@ def main() -> None:
         except ImportError:
             print("Square is left out: torchattacks is not installed")
             args.square = 0
-    data, lines = load(args.data), Lines(args.out)
+    data, lines = load_data(args.data), Lines(args.out)
     x, y = scale(data.x_test[: args.num_examples]), data.y_test[: args.num_examples]
     summary, details = [], []
     for run in args.runs:

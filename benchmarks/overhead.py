@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from common import Lines, provenance, table
 from sparring import Linf, pgd, pgd_at, standard, train
 from sparring.core.noise import Noise
-from sparring.modalities import load
+from sparring.modalities import load_data
 from sparring.modalities.images import build, scale
 
 RADIUS, STEP, NUM_STEPS = 0.3, 0.0375, 40
@@ -131,7 +131,7 @@ def check(name: str, run: Attack, x: Tensor, y: Tensor) -> dict[str, Any]:
 def images(num: int, seed: int) -> tuple[Tensor, Tensor, str]:
     """MNIST where it is at hand, else noise: the passes cost the same."""
     try:
-        data = load("mnist")
+        data = load_data("mnist")
         return scale(data.x_test[:num]).contiguous(), data.y_test[:num], "MNIST test images"
     except (OSError, ImportError):
         generator = torch.Generator().manual_seed(seed)

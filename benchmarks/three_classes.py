@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import torch
 
-from sparring.modalities import load
+from sparring.modalities import load_data
 
 CLASSES = (3, 4, 5)
 
 
 def main(path: str) -> None:
-    data, arrays = load("cifar10"), {}
+    data, arrays = load_data("cifar10"), {}
     for split in ("train", "test"):
         x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
         wanted = torch.isin(y, torch.tensor(CLASSES))

@@ -14,7 +14,7 @@ import torch
 
 from sparring.core.batches import Batches, hold_out
 from sparring.core.noise import Noise
-from sparring.modalities import load
+from sparring.modalities import load_data
 from sparring.modalities.images import crop_and_flip, scale
 from sparring.modalities.images.data import read_images
 
@@ -48,12 +48,12 @@ def _write_parquet(path: Path, images: list[bytes], labels: list[int], names: li
 
 
 def test_digits_are_scaled_and_split_evenly() -> None:
-    data = load("digits")
+    data = load_data("digits")
     assert data.shape == (1, 8, 8) and data.num_classes == 10 and data.x_train.dtype == torch.float32
     assert (len(data.y_train), len(data.y_test)) == (1437, 360)
     assert data.x_train.min() == 0 and data.x_train.max() == 1
     assert bool((torch.bincount(data.y_test) - 36).abs().max() <= 1)
-    assert torch.equal(data.x_test, load("digits").x_test)
+    assert torch.equal(data.x_test, load_data("digits").x_test)
 
 
 def test_scale() -> None:
@@ -65,27 +65,27 @@ def test_scale() -> None:
 
 def test_npz_layouts(tmp_path: Path) -> None:
     spec = _npz(tmp_path / "a.npz")
-    data, stored = load(spec), np.load(spec)
+    data, stored = load_data(spec), np.load(spec)
     assert data.name == "a" and data.shape == (3, 8, 9) and data.x_train.dtype == torch.uint8
     assert data.x_train[4, 2, 7, 5] == stored["x_train"][4, 7, 5, 2]
 
     gray = np.zeros((6, 8, 9), np.uint8)
-    assert load(_npz(tmp_path / "b.npz", x_train=gray, x_test=gray[:3])).shape == (1, 8, 9)
+    assert load_data(_npz(tmp_path / "b.npz", x_train=gray, x_test=gray[:3])).shape == (1, 8, 9)
 
     floats = np.random.default_rng(1).random((6, 3, 8, 9))
-    data = load(_npz(tmp_path / "c.npz", x_train=floats, x_test=floats[:3]))
+    data = load_data(_npz(tmp_path / "c.npz", x_train=floats, x_test=floats[:3]))
     assert data.shape == (3, 8, 9) and data.x_train.dtype == torch.float32
     assert np.array_equal(data.x_train.numpy(), floats.astype(np.float32))
 
     last = floats.transpose(0, 2, 3, 1)
-    assert torch.equal(load(_npz(tmp_path / "d.npz", x_train=last, x_test=last[:3])).x_train, data.x_train)
+    assert torch.equal(load_data(_npz(tmp_path / "d.npz", x_train=last, x_test=last[:3])).x_train, data.x_train)
 
     narrow = floats[:, :, :, :4]  # floats are read as (N, C, H, W) where both readings make sense
-    assert load(_npz(tmp_path / "f.npz", x_train=narrow, x_test=narrow[:3])).shape == (3, 8, 4)
+    assert load_data(_npz(tmp_path / "f.npz", x_train=narrow, x_test=narrow[:3])).shape == (3, 8, 4)
 
     features = 100 * np.random.default_rng(2).normal(size=(6, 5))
     labels = np.array([[0.0], [1.0], [2.0], [0.0], [1.0], [3.0]])
-    data = load(_npz(tmp_path / "e.npz", x_train=features, x_test=features[:3], y_train=labels))
+    data = load_data(_npz(tmp_path / "e.npz", x_train=features, x_test=features[:3], y_train=labels))
     assert data.shape == (5,) and data.y_train.tolist() == [0, 1, 2, 0, 1, 3] and data.num_classes == 4
 
 
@@ -110,18 +110,18 @@ BAD_NPZ = {
 def test_npz_that_will_not_do(case: str, tmp_path: Path) -> None:
     changes, message = BAD_NPZ[case]
     with pytest.raises(ValueError, match=message):
-        load(_npz(tmp_path / "bad.npz", **changes))
+        load_data(_npz(tmp_path / "bad.npz", **changes))
 
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="expected digits, mnist"):
-        load(str(tmp_path / "nothing.npz"))
+        load_data(str(tmp_path / "nothing.npz"))
     (tmp_path / "a.csv").touch()
     with pytest.raises(ValueError, match=r"cannot read a \.csv"):
-        load(str(tmp_path / "a.csv"))
+        load_data(str(tmp_path / "a.csv"))
     (tmp_path / "broken.npz").write_text("no zip")
     with pytest.raises(ValueError, match="cannot be read"):
-        load(str(tmp_path / "broken.npz"))
+        load_data(str(tmp_path / "broken.npz"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_parquet_folder(column: str, shape: tuple[int, ...], sub: str, test: str
     _write_parquet(tmp_path / sub / "train-00000-of-00002.parquet", files[:2], [0, 1], names, column)
     _write_parquet(tmp_path / sub / "train-00001-of-00002.parquet", files[2:4], [2, 0], names, column)
     _write_parquet(tmp_path / sub / f"{test}-00000-of-00001.parquet", files[4:], [1], names, column)
-    data = load(str(tmp_path))
+    data = load_data(str(tmp_path))
     expected = torch.from_numpy(pixels)
     expected = expected.permute(0, 3, 1, 2) if len(shape) == 3 else expected[:, None]
     assert torch.equal(torch.cat([data.x_train, data.x_test]), expected)
@@ -146,19 +146,19 @@ def test_parquet_that_will_not_do(tmp_path: Path) -> None:
     gray = [_png(np.zeros((4, 4), np.uint8))] * 2
     _write_parquet(tmp_path / "train-0.parquet", gray, [0, 1], None, "image")
     with pytest.raises(ValueError, match="no test split"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     _write_parquet(tmp_path / "test-0.parquet", [gray[0], _png(np.zeros((5, 4), np.uint8))], [0, 1], None, "image")
     with pytest.raises(ValueError, match=r"image 1 has shape \(5, 4\)"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     _write_parquet(tmp_path / "test-0.parquet", [gray[0], b"no image"], [0, 1], None, "image")
     with pytest.raises(ValueError, match="image 1 cannot be read"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     _write_parquet(tmp_path / "test-0.parquet", gray, [0, 1], None, "picture")
     with pytest.raises(ValueError, match="picture"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     _write_parquet(tmp_path / "other" / "test-0.parquet", gray, [0, 1], None, "image")
     with pytest.raises(ValueError, match="several data sets"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_named_sets_come_from_the_folder_else_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +172,12 @@ def test_named_sets_come_from_the_folder_else_from_the_hub(tmp_path: Path, monke
     monkeypatch.setattr(hub, "snapshot_download", fail)
     monkeypatch.setenv("SPARRING_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no network.*SPARRING_DATA"):
-        load("cifar10")
+        load_data("cifar10")
     assert asked == ["uoft-cs/cifar10"]
     gray = [_png(np.zeros((28, 28), np.uint8))] * 2
     for split in ("train", "test"):
         _write_parquet(tmp_path / "mnist" / f"{split}-0.parquet", gray, [0, 1], None, "image")
-    assert load("mnist").shape == (1, 28, 28) and len(asked) == 1
+    assert load_data("mnist").shape == (1, 28, 28) and len(asked) == 1
 
 
 def test_missing_extra_names_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_missing_extra_names_the_way_to_install_it(tmp_path: Path, monkeypatch: 
     not (Path(os.environ.get("SPARRING_DATA") or "/nowhere") / "mnist").is_dir(), reason="SPARRING_DATA has no mnist"
 )
 def test_mnist_itself() -> None:
-    data = load("mnist")
+    data = load_data("mnist")
     assert data.x_train.shape == (60000, 1, 28, 28) and data.x_test.shape == (10000, 1, 28, 28)
     assert data.y_train[:5].tolist() == [5, 0, 4, 1, 9] and data.y_test[:5].tolist() == [7, 2, 1, 0, 4]
     assert data.x_train.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)

@@ -13,7 +13,7 @@ import toy_tokens
 import sparring
 from command import call
 from sparring import modalities
-from sparring.modalities import find, load
+from sparring.modalities import find, load_data
 from sparring.threats import check_threat
 
 THREAT = "words:0.3"
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_threat_keeps_the_contract() -> None:
-    data = load("tokens:toy")
+    data = load_data("tokens:toy")
     threat = find("tokens").make_threat("words:0.5", data)
     check_threat(threat, {name: value[:6] for name, value in data.x_test.items()})
 
@@ -53,13 +53,13 @@ def test_a_run_resumes_and_loads(run: Path) -> None:
     code, _, err = call("train", "--resume", "--out", str(run))
     assert code == 0, err
     assert (run / "best.safetensors").read_bytes() == weights
-    model, data = sparring.load(run), load("toy")
+    model, data = sparring.load(run), load_data("toy")
     right = model(data.x_test).argmax(1) == data.y_test
     assert right.float().mean() > 0.8
 
 
 def test_an_evaluation_in_memory(run: Path) -> None:
-    data, tokens = load("toy"), find("tokens")
+    data, tokens = load_data("toy"), find("tokens")
     found = sparring.evaluate(
         sparring.load(run), data.batches("test", 25, 60), tokens.make_threat(THREAT, data), modality=tokens,
         class_names=data.class_names,
@@ -77,20 +77,20 @@ def test_lists_show_it() -> None:
 
 
 def test_the_grammar_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load("tokens:toy,length=6").shape == {"ids": (6,), "mask": (6,)}
+    assert load_data("tokens:toy,length=6").shape == {"ids": (6,), "mask": (6,)}
     with pytest.raises(ValueError, match="no option 'size'; it takes path, length, vocabulary"):
-        load("tokens:toy,size=6")
+        load_data("tokens:toy,size=6")
     both = tmp_path / "both.npz"
     both.touch()
     monkeypatch.setattr(toy_tokens, "MODALITY", replace(toy_tokens.MODALITY, reads=lambda path: True))
     with pytest.raises(ValueError, match=rf"images:{both} or tokens:{both}"):
-        load(str(both))
+        load_data(str(both))
     code, _, err = call("train", "--data", "toy", "--threat", THREAT, "--out", str(tmp_path / "o"), "--set", "crop=2")
     assert code == 2 and "'crop' is unknown" in err
 
 
 def test_one_batch_is_as_good_as_many() -> None:
-    data, tokens = load("tokens:toy"), find("tokens")
+    data, tokens = load_data("tokens:toy"), find("tokens")
     threat, torch_model = tokens.make_threat(THREAT, data), toy_tokens.bag(20, 2)
     whole, parts = (
         sparring.measure(torch_model, data.batches("test", size), threat, tokens.make_plan("fast", threat))

@@ -75,11 +75,11 @@ def demo(
     _say(f"\nOne seed on one small data set, as a taste. Open {page}")
 
 
-@app.command()
+@app.command(name="train")
 @with_options(
     TrainingSettings, "data", "threat", "model", "weights", "recipe", "epochs", "batch_size", "device", "seed"
 )
-def train(
+def train_(
     out: Annotated[Path, typer.Option(help="run folder")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[Path | None, typer.Option(help="settings from a TOML or JSON file")] = None,
@@ -100,12 +100,12 @@ def train(
     _say(f"next: sparring evaluate {shlex.quote(str(out))}{model}")
 
 
-@app.command()
+@app.command(name="evaluate")
 @with_options(
     EvaluationSettings, "data", "split", "threat", "attacks", "num_examples", "device", "seed", "name", "batch_size",
     "certify", "smooth", "checks",
 )  # fmt: skip
-def evaluate(
+def evaluate_(
     run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to (default: RUN/evaluation)")] = None,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,

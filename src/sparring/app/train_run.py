@@ -34,7 +34,7 @@ from sparring.modalities.base import Dataset, Modality
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
-SCHEMA = "sparring.run/2"
+RUN_SCHEMA = "sparring.run/2"
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Observe = Callable[[TrainingState], bool | None]
@@ -82,7 +82,7 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     write_json(
         out / "config.json",
         {
-            "schema": SCHEMA, "settings": job.settings.model_dump(), "kind": data.kind, "given": dict(data.given),
+            "schema": RUN_SCHEMA, "settings": job.settings.model_dump(), "kind": data.kind, "given": dict(data.given),
             "class_names": list(data.class_names),
         },
     )  # fmt: skip
@@ -172,10 +172,10 @@ def _config(run: Path) -> dict[str, Any]:
         )
     if (
         not isinstance(config, dict)
-        or config.get("schema") != SCHEMA
+        or config.get("schema") != RUN_SCHEMA
         or not {"settings", "kind", "given"} <= set(config)
     ):
-        raise ValueError(f"{path} should hold schema {SCHEMA}, settings, kind and given of a run; train again")
+        raise ValueError(f"{path} should hold schema {RUN_SCHEMA}, settings, kind and given of a run; train again")
     return config
 
 

@@ -29,13 +29,13 @@ def find(kind: str) -> Modality:
     return modality
 
 
-def load(text: str) -> Dataset:
+def load_data(text: str) -> Dataset:
     """The data set that `[KIND:]PATH,KEY=VALUE...` names, or the one that FILE.py:FUNCTION returns.
 
     Without KIND, known names and what lies at the path decide. Raises ValueError where two kinds would take it or none
     can, FileNotFoundError where nothing is there.
 
-    >>> load("digits").shape
+    >>> load_data("digits").shape
     (1, 8, 8)
     """
     return find_data(text).data
@@ -43,7 +43,7 @@ def load(text: str) -> Dataset:
 
 @functools.lru_cache(maxsize=1)
 def find_data(text: str) -> Loaded:
-    """`load`, with the kind of input, and how it was found."""
+    """`load_data`, with the kind of input, and how it was found."""
     spec, taken = parse(text), ""
     if ".py:" in spec.name:
         return _from_file(spec)

@@ -235,11 +235,7 @@ def train(
             model.train()
             for batch in _rest_of_epoch(batches, state):
                 x, y = machine.place(dict(enumerate(batch))).values() if machine else batch
-                progress = min(1.0, state.step / state.total)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * schedule(progress) * state.rate_factor
-                current = with_recipe_options(recipe, state.options)
-                current = current.at(progress) if hasattr(current, "at") else current
+                current = _at_progress(state, recipe, schedule, rates)
                 _step(state, current, map_inputs(aligned, x), aligned(y), seed)
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
@@ -255,9 +251,23 @@ def train(
                     _finish_epoch(state, validate, score, started)
                     if save:
                         save(state)
+    return _result(state, stopped)
+
+
+def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates: list[float]) -> Recipe:
+    """The recipe as it is at this point of the run; the learning rates are set to theirs."""
+    progress = min(1.0, state.step / state.total)
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * schedule(progress) * state.rate_factor
+    current = with_recipe_options(recipe, state.options)
+    return current.at(progress) if hasattr(current, "at") else current
+
+
+def _result(state: TrainingState, stopped: str | None) -> TrainingResult:
+    """What the run left."""
     return TrainingResult(
         best=state.best or copy.deepcopy(state.candidate.state_dict()),
-        last=copy.deepcopy(model.state_dict()),
+        last=copy.deepcopy(state.model.state_dict()),
         averaged=copy.deepcopy(state.averaged.module.state_dict()) if state.averaged else None,
         best_epoch=state.best_epoch,
         history=state.history,
