@@ -33,8 +33,8 @@ from sparring.core.objectives import margin as margin
 from sparring.core.objectives import targeted as targeted
 from sparring.core.types import AttackResult as AttackResult
 from sparring.core.types import Model as Model
-from sparring.modalities import load_data as load_data
 from sparring.evaluation.measure import measure as measure
+from sparring.modalities import load_data as load_data
 from sparring.modalities.base import Dataset as Dataset
 from sparring.results.findings import verdict as verdict
 from sparring.threats import L1 as L1

@@ -19,8 +19,7 @@ from sparring.app.evaluate_folder import evaluate_folder, from_run
 from sparring.app.settings import EvaluationSettings, TrainingSettings
 from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
-from sparring.modalities import base
-from sparring.modalities import load_data
+from sparring.modalities import base, load_data
 from sparring.modalities.images import build
 from sparring.threats import make_threat
 
