@@ -239,11 +239,7 @@ def train(
                 _step(state, current, map_inputs(aligned, x), aligned(y), seed)
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
-                if state.step % getattr(guard, "every", 50) == 0:
-                    stopped = _look(state, guard)
-                if not stopped and observe and observe(state):
-                    stopped = (state.trouble and _look(state, NonFinite())) or "Training was interrupted."
-                if stopped:
+                if stopped := _after_step(state, guard, observe):
                     break
             else:
                 stopped = _look(state, guard) if state.looked < state.step else None
@@ -261,6 +257,16 @@ def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates
         group["lr"] = rate * schedule(progress) * state.rate_factor
     current = with_recipe_options(recipe, state.options)
     return current.at(progress) if hasattr(current, "at") else current
+
+
+def _after_step(
+    state: TrainingState, guard: Guard, observe: Callable[[TrainingState], bool | None] | None
+) -> str | None:
+    """Why the run ends here, if the guard or the observer says so."""
+    stopped = _look(state, guard) if state.step % getattr(guard, "every", 50) == 0 else None
+    if not stopped and observe and observe(state):
+        stopped = (state.trouble and _look(state, NonFinite())) or "Training was interrupted."
+    return stopped
 
 
 def _result(state: TrainingState, stopped: str | None) -> TrainingResult:
