@@ -118,7 +118,8 @@ def test_what_the_pieces_import_is_seen_in_the_five_files() -> None:
     imports = [node for node in ast.walk(proof()) if isinstance(node, ast.ImportFrom)]
     names = {alias.name for node in imports if node.module.startswith("sparring") for alias in node.names}
     assert {"Attack", "Ball", "Attacker", "Ascent", "Noise"} <= names  # the search finds them
-    assert names <= seen, names - seen
+    of_a_modality = {"MODALITIES", "Dataset", "Modality", "find", "load_data"}  # the page's last section is about them
+    assert names <= seen | of_a_modality, names - seen
 
 
 # The numbers in how-to-choose.md

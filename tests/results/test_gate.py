@@ -15,7 +15,7 @@ import typer
 
 from command import call
 from sparring.app.cli import app
-from sparring.results.gate import Check, Demands, judge, read_baseline, read_bounds
+from sparring.results.gate import Demands, GateCheck, judge, read_baseline, read_bounds
 from sparring.results.read import StoredEvaluation, locate, read_evaluation
 from sparring.results.schema import Results, Row
 from sparring.results.statistics import examples_needed, wilson
@@ -203,7 +203,7 @@ def test_confident_is_wilsons_interval_solved_for_the_threshold(n: int) -> None:
 def test_sentences_say_what_would_have_done() -> None:
     few = stored(robust=4, clean=4, n=4, verdict=None)
     (check,) = judge(few, demands(min_clean=0.8, confident=True)).checks
-    assert check == Check(
+    assert check == GateCheck(
         "min_clean_accuracy", False,
         "clean accuracy 100.0% (4 of 4); --min-clean 0.8 with --confident needs more than all 4: measure more examples",
     )  # fmt: skip

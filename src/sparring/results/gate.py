@@ -23,7 +23,7 @@ SHORT = {"robust_accuracy": "--min-robust", "clean_accuracy": "--min-clean"}
 SHARES = (*SHORT, "certified_accuracy", "attack_success")
 
 
-class Check(NamedTuple):
+class GateCheck(NamedTuple):
     """One thing that was asked, whether it holds, and the numbers in a sentence."""
 
     name: str
@@ -35,7 +35,7 @@ class Check(NamedTuple):
 class Decision:
     """Every check, and notes: what a reader should know but what decides nothing."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[GateCheck, ...]
     notes: tuple[str, ...]
 
     @property
@@ -128,27 +128,27 @@ def judge(judged: StoredEvaluation, demands: Demands) -> Decision:
     return Decision(checks, tuple(_notes(judged, demands)))
 
 
-def _verdict(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+def _verdict(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
     word, asked = judged.results.verdict, demands.require_verdict
     if word is None:
         if asked:
             sentence = f"there is no verdict in this file; --require-verdict {asked} needs one, so evaluate again"
-            yield Check("verdict", False, sentence)
+            yield GateCheck("verdict", False, sentence)
         return
     seen = [finding.name for finding in judged.results.findings if finding.level == word.lower()]
     because = f" ({', '.join(seen)})" if seen else ""
     if word == "INVALID":
-        yield Check("verdict", False, f"verdict INVALID{because}: the numbers mean nothing until that is mended")
+        yield GateCheck("verdict", False, f"verdict INVALID{because}: the numbers mean nothing until that is mended")
     elif word == "SUSPECT":
         allowed = demands.allow_suspect or asked == "SUSPECT"
         advice = f"--require-verdict {asked} needs better" if asked else "or allow it: sparring gate --allow-suspect"
         advice = "allowed" if allowed else f"robust accuracy may be too high; see the findings; {advice}"
-        yield Check("verdict", allowed, f"verdict SUSPECT{because}: {advice}")
+        yield GateCheck("verdict", allowed, f"verdict SUSPECT{because}: {advice}")
     else:
-        yield Check("verdict", True, f"verdict {word}")
+        yield GateCheck("verdict", True, f"verdict {word}")
 
 
-def _bounds(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+def _bounds(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
     how = " with --confident" if demands.confident else ""
     for kind, bounds in (("least", demands.least), ("most", demands.most)):
         for name, value in bounds.items():
@@ -156,10 +156,10 @@ def _bounds(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
             _check_bound(kind, name, value, share=metric.count is not None)
             passed, needs = _keeps(metric, _exact(value), kind == "least", demands.confident)
             sentence = f"{_in_words(name, metric)}; {_asked(kind, name, value)}{how} {needs}"
-            yield Check(f"{'min' if kind == 'least' else 'max'}_{name}", passed, sentence)
+            yield GateCheck(f"{'min' if kind == 'least' else 'max'}_{name}", passed, sentence)
 
 
-def _drops(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
+def _drops(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
     for name, drop in demands.max_drop.items() if demands.baseline else ():
         metric, before = _metric(judged, name), _metric(demands.baseline, name)
         up, now, then = metric.higher_is_better, _value(metric), _value(before)
@@ -169,7 +169,7 @@ def _drops(judged: StoredEvaluation, demands: Demands) -> Iterator[Check]:
             of = "" if before.n == metric.n else f" of {before.n}"
             change = f"{float(100 * (now - then)):+.2f} points from the baseline's {before.count}{of}"
         sentence = f"{_in_words(name, metric)}, {change}; {_asked('max_drop', name, drop)} {needs}"
-        yield Check(f"drop_{name}", passed, sentence)
+        yield GateCheck(f"drop_{name}", passed, sentence)
 
 
 def _keeps(metric: Metric, bound: Fraction, least: bool, confident: bool) -> tuple[bool, str]:
