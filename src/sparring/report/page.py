@@ -53,7 +53,7 @@ def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     radius = runs[0].results.threat.radius
     return {
         "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "runs": runs,
-        "threat": runs[0].results.threat, "brackets": [bracket(run.results) for run in runs],
+        "threat": runs[0].results.threat, "bars": [bracket(run.results) for run in runs],
         "findings": worst_first(runs), "cascades": cascades, "closeness": closeness,
         "cascade_plots": [_cascade_plot(run, c, i) for i, (run, c) in enumerate(zip(runs, cascades, strict=True))],
         "margin_plots": [_margin_plot(run, m, i) for i, (run, m) in enumerate(zip(runs, closeness, strict=True))],
@@ -80,18 +80,8 @@ class BarPart(NamedTuple):
     num: int
 
 
-class Bracket(NamedTuple):
-    """Robust accuracy lies in [lower, upper]; lower is None without a certificate, and `reason` says why."""
-
-    lower: float | None
-    upper: float
-    parts: tuple[BarPart, ...]
-    certificate: str
-    reason: str
-
-
-def bracket(results: Results) -> Bracket:
-    """The range of robust accuracy, and the parts of all examples: their shares add up to 1."""
+def bracket(results: Results) -> tuple[BarPart, ...]:
+    """What became of all examples, from certified to wrong without an attack: the shares add up to 1."""
     clean, robust, certified = (results.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
     assert clean and robust  # the schema asks for them
     right, stand, proven, n = clean.count or 0, robust.count or 0, (certified and certified.count) or 0, clean.n
@@ -101,14 +91,9 @@ def bracket(results: Results) -> Bracket:
         ("wrong", "wrong without any attack", n - right),
     ]
     counts = [("certified", "certified: no change can break it", proven), *counts] if certified else counts
-    parts, start = [], 0
-    for kind, text, count in counts:
-        parts.append(BarPart(kind, text, start / n, count / n, count))
-        start += count
-    name = str(results.certification.get("name") or "a certificate")
-    reason = str(results.certification.get("reason") or "these results were made without one")
-    name = "interval bounds" if name == "interval_margin" else name
-    return Bracket(certified.value if certified else None, robust.value, tuple(parts), name, reason)
+    starts = [sum(count for _, _, count in counts[:i]) for i in range(len(counts))]
+    parts = zip(counts, starts, strict=True)
+    return tuple(BarPart(kind, text, start / n, count / n, count) for (kind, text, count), start in parts)
 
 
 class Line(NamedTuple):
@@ -216,8 +201,7 @@ def _gallery(run: StoredEvaluation) -> Markup:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    for name in ("percent", "interval", "points", "number", "passes", "duration", "times", "p_value", "how_often"):
-        environment.filters[name] = getattr(words, name)
+    environment.filters |= words.FILTERS
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=2, ensure_ascii=False, default=lambda record: record.model_dump(mode="json")
     )

@@ -104,16 +104,8 @@ def cascade_bars(steps: Sequence[tuple[float, int, float]], clean: Metric, serie
         colour, rows = _SERIES[series % 6], range(1, len(steps) + 1)
         stand, fell, passes = (list(column) for column in zip(*steps, strict=True))
         left.barh([0, *rows], [clean.value, *stand], 0.62, color=colour, alpha=0.85)
-        left.barh(
-            rows,
-            [f / clean.n for f in fell],
-            0.62,
-            left=stand,
-            color="none",
-            edgecolor=colour,
-            hatch="////",
-            linewidth=0.8,
-        )
+        broken: dict[str, Any] = {"color": "none", "edgecolor": colour, "hatch": "////", "linewidth": 0.8}
+        left.barh(rows, [f / clean.n for f in fell], 0.62, left=stand, **broken)
         right.barh(rows, passes, 0.62, color=_INK, alpha=0.45)
         for row, (base, count, cost) in enumerate(zip(stand, fell, passes, strict=True), 1):
             left.text(base + count / clean.n + 0.03, row, f"{count}", va="center", fontsize=9.5)

@@ -29,7 +29,7 @@ def points(share: float, sign: bool = True) -> str:
     return text if float(f"{100 * share:.1f}") else "0.0"
 
 
-def number(value: Any) -> str:
+def numeral(value: Any) -> str:
     if _missing(value):
         return DASH
     return f"{value:,}".replace(",", THIN) if isinstance(value, int) else f"{value:.4g}".replace("-", MINUS)
@@ -37,7 +37,7 @@ def number(value: Any) -> str:
 
 def passes(value: Any) -> str:
     """Passes per image: whole numbers from 100 on, else three digits."""
-    return number(value) if _missing(value) else number(round(value)) if value >= 100 else f"{value:.3g}"
+    return numeral(value) if _missing(value) else numeral(round(value)) if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: Any) -> str:
@@ -50,7 +50,7 @@ def duration(seconds: Any) -> str:
 
 def times(ratio: float) -> str:
     """A factor with as many digits as it deserves: 0.052, 1.3 or 18 times."""
-    return f"{number(round(ratio)) if ratio >= 10 else f'{ratio:.2g}'}{SPACE}times"
+    return f"{numeral(round(ratio)) if ratio >= 10 else f'{ratio:.2g}'}{SPACE}times"
 
 
 def p_value(p: float) -> str:
@@ -62,3 +62,10 @@ def how_often(p: float) -> str:
     if p < 0.001:
         return f"in fewer than 1 of 1{THIN}000"
     return f"in {1000 * p:.0f} of 1{THIN}000" if p < 0.1 else f"in {100 * p:.0f} of 100"
+
+
+FILTERS: dict[str, Any] = {
+    "percent": percent, "interval": interval, "points": points, "number": numeral, "passes": passes,
+    "duration": duration, "times": times, "p_value": p_value, "how_often": how_often,
+}  # fmt: skip
+"""Of the templates."""

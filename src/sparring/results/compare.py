@@ -124,5 +124,7 @@ def _classes(base: StoredEvaluation, other: StoredEvaluation, index: Sequence[in
     def sure(change: Change) -> bool:
         return change.test is not None and change.test.p_value * len(by_label) < 0.05
 
-    changes = [(base.class_name(label), *_paired_at(base, other, by_label[label])) for label in sorted(by_label)]
+    changes = [
+        (base.results.data.class_name(label), *_paired_at(base, other, by_label[label])) for label in sorted(by_label)
+    ]
     return tuple(ClassChange(name, clean, robust, sure(clean), sure(robust)) for name, clean, robust in changes)

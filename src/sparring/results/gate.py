@@ -92,11 +92,12 @@ def read_bounds(option: str, texts: Iterable[str], plain: Iterable[str] = ()) ->
     found: dict[str, float] = {}
     for text in texts:
         name, equals, value = text.rpartition("=")
+        names = [name.strip()] if equals else list(plain)
         try:
-            found |= dict.fromkeys([name.strip()] if equals else plain, float(value))
+            found |= dict.fromkeys(names, float(value))
         except ValueError:
-            found = {}
-        if not found or not (name.strip() or (plain and not equals)):
+            names = []
+        if not names or not all(names):
             form = "VALUE or NAME=VALUE" if plain else "NAME=VALUE"
             raise ValueError(f"{option} {text}: expected {form}, such as {option} robust_accuracy=0.45")
     return found

@@ -32,10 +32,6 @@ class StoredEvaluation:
     def name(self) -> str:
         return self.results.name
 
-    def class_name(self, label: int) -> str:
-        names = self.results.data.class_names
-        return names[label] if 0 <= label < len(names) else f"class {label}"
-
 
 def locate(path: Path | str) -> Path:
     """The results.json that a path means: the file, that of an evaluation folder, or that of a run's evaluation."""

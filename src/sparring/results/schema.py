@@ -97,6 +97,10 @@ class DataEntry(_Entry):
     class_names: tuple[str, ...] = ()
     settings: Mapping[str, Any] = {}
 
+    def class_name(self, label: int) -> str:
+        """What a label means."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+
 
 class ThreatEntry(_Entry):
     """What may be changed: text form, a sentence in words, radius (None: per example, or without a bound), record."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from sparring.results.schema import Results
+from sparring.results.schema import DataEntry, Results
 
 _CARD = Markup(
     '<figure class="card">{body}<figcaption>{before} ({was}) → <b>{after}</b> ({now})<br>'
@@ -35,7 +35,7 @@ def show(gallery: Mapping[str, np.ndarray], results: Results) -> str:
     threat = results.threat.settings if isinstance(results.threat.settings, dict) else {}
     box = {"low": x.min(), "high": x.max()}
     low, high = (float(threat[side] if isinstance(threat.get(side), int | float) else box[side]) for side in box)
-    cards = Markup().join(_card(gallery, i, results.data.class_names, low, high) for i in range(len(x)))
+    cards = Markup().join(_card(gallery, i, results.data, low, high) for i in range(len(x)))
     what = "The features that changed most, counted from 0."
     if pictures(x[0], x_adv[0], low, high):
         middle = ", orange darker and violet brighter" if x.shape[1] == 1 else ""
@@ -43,10 +43,10 @@ def show(gallery: Mapping[str, np.ndarray], results: Results) -> str:
     return Markup('<div class="cards">{}</div>\n').format(cards) + _LEGEND.format(what=what)
 
 
-def _card(gallery: Mapping[str, np.ndarray], i: int, names: tuple[str, ...], low: float, high: float) -> Markup:
+def _card(gallery: Mapping[str, np.ndarray], i: int, data: DataEntry, low: float, high: float) -> Markup:
     index, x, x_adv = int(gallery["index"][i]), gallery["x"][i], gallery["x_adv"][i]
-    labels = (int(gallery[key][i]) for key in ("label", "clean_prediction", "adversarial_prediction"))
-    label, before, after = (names[k] if 0 <= k < len(names) else f"class {k}" for k in labels)
+    keys = ("label", "clean_prediction", "adversarial_prediction")
+    label, before, after = (data.class_name(int(gallery[key][i])) for key in keys)
     was, now = (f"{100 * gallery[f'{side}_confidence'][i]:.1f}\u00a0%" for side in ("clean", "adversarial"))
     found = pictures(x, x_adv, low, high)
     if found:
