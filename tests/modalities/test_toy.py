@@ -97,3 +97,19 @@ def test_one_batch_is_as_good_as_many() -> None:
         for size in (100, 33)
     )
     assert torch.equal(whole.table["robust"], parts.table["robust"])
+
+
+def test_the_command_evaluates_reports_and_gates(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    code, _, err = call("evaluate", str(run), "--out", str(out), "--num-examples", "60", "--batch-size", "20")
+    assert code == 0, err
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["kind"] == "tokens" and results["metrics"]["hard_to_turn"]["higher_is_better"] is False
+    assert [attack["name"] for attack in results["attacks"]] == ["gradient-ascent:num_steps=3", "greedy"]
+    assert "<ul class='tokens'>" in (out / "report.html").read_text()
+    code, _, err = call("report", str(out), "--out", str(tmp_path / "again.html"))
+    assert code == 0 and "<ul class='tokens'>" in (tmp_path / "again.html").read_text(), err
+    value = results["metrics"]["hard_to_turn"]["value"]
+    for side, limit, expected in (("--max", value, 0), ("--min", value + 0.01, 1)):
+        code, told, err = call("gate", str(out), side, f"hard_to_turn={limit}", "--allow-suspect")
+        assert code == expected and "hard_to_turn" in told, err

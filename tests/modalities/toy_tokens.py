@@ -154,7 +154,8 @@ def metrics(table: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def show(gallery: Mapping[str, Any], results: Any) -> str:
     """The rows before and after."""
-    return "<ul class='tokens'>" + "".join(f"<li>{row.tolist()}</li>" for row in gallery["clean/ids"]) + "</ul>"
+    pairs = zip(gallery["x/ids"].tolist(), gallery["x_adv/ids"].tolist(), strict=True)
+    return "<ul class='tokens'>" + "".join(f"<li>{before} became {after}</li>" for before, after in pairs) + "</ul>"
 
 
 MODALITY = Modality(
