@@ -39,7 +39,7 @@ BY_MARGIN = partial(pgd, num_steps=20, objective=margin)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The surrogates learn shorter: sixteen inputs are soon learned."""
-    monkeypatch.setattr(surrogate, "STEPS", 60)
+    monkeypatch.setattr(surrogate, "LEARNING_STEPS", 60)
 
 
 class Then(nn.Module):

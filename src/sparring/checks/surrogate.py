@@ -22,7 +22,7 @@ from sparring.threats.base import ThreatModel
 
 QUESTIONS = 16
 """Points around each example at which the model is asked."""
-_STEPS, BATCH = 300, 256
+LEARNING_STEPS, BATCH = 300, 256
 LARGEST = 20_000
 """Numbers in one input from which a plain network would learn nothing of use in so few steps."""
 
@@ -63,7 +63,7 @@ def _fit(inputs: Tensor, targets: Tensor) -> nn.Module:
     network = network.to(inputs)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     with torch.enable_grad():
-        for _ in range(_STEPS):
+        for _ in range(LEARNING_STEPS):
             pick = torch.randint(len(inputs), (BATCH,), device=inputs.device)
             loss = (network((inputs[pick] - mean) / std) - targets[pick]).square().mean()
             optimizer.zero_grad()
