@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring.checks import by_attack as attack
 from sparring.checks import by_gradient as gradient
 from sparring.checks import by_model as model
 from sparring.checks import limits
-from sparring.checks.case import Case, Check, above, always, broken
-from sparring.core.model_state import attack_mode, private_rng
+from sparring.checks.case import Case, Check
+from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, plain, size, take
 from sparring.evaluation.measure import Evaluation
@@ -34,137 +33,129 @@ OTHERWISE_STEP = "Evaluate in the precision of deployment as well."
 CHECKS: tuple[Check, ...] = (
     Check(
         "not_repeatable", "Is the sample predicted as the evaluation says?", model.repeatable,
-        lambda found, case: "invalid" if found["changed"] > limits.CHANGED else None,
         "{changed:.1%} of the sampled predictions are not those of the evaluation: the model or the data has changed "
         "since, or a seed does not settle its randomness. The number cannot be repeated.",
-        "Evaluate again with the model and the examples at hand, in the same order.",
+        "Evaluate again with the model and the examples at hand, in the same order.", ("repeats",),
     ),
     Check(
         "probability_output", "Are the outputs probabilities, rounded to 1?", model.probabilities,
-        model.probabilities_level,
         "The model returns probabilities, and {saturated:.1%} of the sampled ones are rounded to 1. Attacks climb "
         "their logarithm, whose gradient is gone where that happens.",
         "Return logits: leave out softmax.",
     ),
     Check(
-        "randomness", "Is the model random, and was that averaged over?", model.randomness, model.randomness_level,
+        "randomness", "Is the model random, and was that averaged over?", model.randomness,
         "The model is random: between two looks {changed:.1%} of the predictions change. {settled}{average}",
         "Average the gradients over many looks: --attacks autoattack-rand, or apgd:eot=20; or evaluate its mean.",
     ),
     Check(
         "autograd_in_forward", "Does the forward pass compute gradients itself?", model.autograd_inside,
-        above("calls", 0),
         "The model computes gradients inside its own forward pass (optimisation at inference). The gradient through it "
         "is often cut or wrong, and attacks that follow it stop short.",
         "Attack it through the unrolled optimisation, by transfer from the bare network, and without gradients.",
     ),
     Check(
         "batch_dependence", "Do predictions depend on the rest of the batch?", model.batch_dependence,
-        model.batch_dependence_level,
         "Predictions depend on the rest of the batch: {changed:.1%} change between batches of different company{norms}"
         ". An attack then moves the other examples too, and the number hangs on the batch size.",
         "Evaluate with running statistics (model.eval(), track_running_stats=True), or one example at a time.",
+        ("repeats",),
     ),
     Check(
-        "reduced_precision", "Is it in half precision?", model.half_precision, always(),
+        "reduced_precision", "Is it in half precision?", model.half_precision,
         "The model's weights are {dtype}: logits tie and gradients vanish in so few digits, and a verdict of float32 "
         "may be lower.",
         "Judge model.float().",
     ),
     Check(
-        "reduced_precision", "Did TF32 predict otherwise?", model.without_tf32, model.coarse_level, OTHERWISE,
-        OTHERWISE_STEP,
+        "reduced_precision", "Did TF32 predict otherwise?", model.without_tf32,
+        OTHERWISE, OTHERWISE_STEP, ("repeats",),
     ),
     Check(
-        "reduced_precision", "Would bf16 predict otherwise?", model.in_bfloat16, model.coarse_level, OTHERWISE,
-        OTHERWISE_STEP,
+        "reduced_precision", "Would bf16 predict otherwise?", model.in_bfloat16,
+        OTHERWISE, OTHERWISE_STEP, ("repeats",),
     ),
     Check(
         "vanishing_gradients", "Is there a gradient on the loss that was climbed?", gradient.vanishing,
-        gradient.vanishing_level,
         "Of the sampled examples, {seen}. {meaning}", "{step}", ("gradient",),
     ),
     Check(
         "misleading_gradients", "Does the margin rise where its gradient points?", gradient.misleading,
-        above("misled", limits.MISLED),
         f"A step of {limits.SHORT_STEP:g} of the radius along the gradient raises the margin by less than "
         f"{limits.RISE_KEPT:.0%} of what the gradient promises on {{misled:.1%}} of the examples: the gradient points "
         "elsewhere than uphill (jumps, ripples, noise, a backward pass of its own), and attacks that follow it fail.",
         "Attack with a smooth stand-in for the odd layer (BPDA), with Square, and by transfer.", STEPS,
     ),
     Check(
-        "single_step_wins", "Does one step break more than ten?", attack.single_step, attack.single_step_level,
+        "single_step_wins", "Does one step break more than ten?", attack.single_step,
         "One step breaks {one:.1%} of the sampled examples, ten steps break {ten:.1%}. Looking at the gradient again "
         "should help an attack; where it does not, the gradients mislead it.",
         "Look for masked gradients: a smooth stand-in for the odd layer (BPDA), Square, transfer.", STEPS,
     ),
     Check(
         "undone_by_rounding", "Does rounding to 8 bits undo an attack?", gradient.undone_by_rounding,
-        above("undone", limits.UNDONE, "note"),
         "{undone:.1%} of the examples that a short attack broke stand again once rounded to 8 bits: for images in "
         "files the number may be too low, and an attack that hangs on the last digits is a weak one.",
-        "State whether inputs come with 8 bits; if so, round inside the threat model.", STEPS,
+        "State whether inputs come with 8 bits; if so, round inside the threat model.", ("repeats", *STEPS),
     ),
     Check(
-        "no_search", "Was what moves in jumps attacked without gradients, too?", model.no_search, always(),
+        "no_search", "Was what moves in jumps attacked without gradients, too?", model.no_search,
         "The inputs of this threat model move in jumps, and no attack without gradients was run: a gradient points "
         "between the permitted inputs, and what it misses need not be robust.",
         "Add a search without gradients that goes from one permitted input to the next.",
     ),
     Check(
         "black_box_won", "Did an attack without gradients break much of what was left?", model.won_without_gradients,
-        model.won_level,
         "{who}, which needs no gradient, broke {fell} of the {tried} examples that gradient attacks had left: "
         "gradients miss the way, and others may find still more.",
         "Find what masks the gradients; give Square more queries and restarts.",
     ),
     Check(
-        "black_box_wins", "Does a search without gradients break what stood?", attack.black_box, broken,
+        "black_box_wins", "Does a search without gradients break what stood?", attack.black_box,
         "{who}, which need no gradient, broke " + LEFT,
-        "{more}, and look for masked gradients.", ("radius",),
+        "{more}, and look for masked gradients.", ("radius", "standing"),
     ),
     Check(
-        "transfer_wins", "Does an attack on a learned copy break what stood?", attack.transfer, broken,
+        "transfer_wins", "Does an attack on a learned copy break what stood?", attack.transfer,
         "Attacks on a small network that learned the model's answers around the sample broke {fell} of {tried} "
         "examples that the attacks on the model itself left standing: the number is some {worth} too high.",
         "Find what masks the gradients; attack a network of the same kind without the odd layer, and transfer.",
-        ("radius",),
+        ("radius", "standing"),
     ),
     Check(
-        "straight_through_wins", "Does a softer backward pass break what stood?", attack.softer_backward, broken,
+        "straight_through_wins", "Does a softer backward pass break what stood?", attack.softer_backward,
         "With rounding, clamps and cuts passed straight through and ReLU softened, in the backward pass alone, ten "
         "steps broke " + LEFT,
-        "Attack with that backward pass (BPDA) at full length.", STEPS,
+        "Attack with that backward pass (BPDA) at full length.", ("standing", *STEPS),
     ),
     Check(
-        "effort_still_helps", "Do further steps and restarts break what stood?", attack.more_effort, broken,
+        "effort_still_helps", "Do further steps and restarts break what stood?", attack.more_effort,
         "Two further restarts on the margin (10 steps of PGD, 20 of APGD) broke {fell} of {tried} examples that the "
         "attacks left standing: they stopped too early, and the number is some {worth} too high.",
-        "Give the attacks more steps and restarts.", STEPS,
+        "Give the attacks more steps and restarts.", ("standing", *STEPS),
     ),
     Check(
-        "number_too_high", "How much of what stood broke under all checks together?", attack.altogether, broken,
+        "number_too_high", "How much of what stood broke under all checks together?", attack.altogether,
         "All checks together broke {fell} of {tried} examples that the attacks left standing: the number is some "
         "{worth} too high, or more.",
         "Believe no more than the number less these points; better, repeat the evaluation with what broke them.",
+        ("standing",),
     ),
     Check(
         "huge_radius_survived", "Does anything stand when everything is allowed?", attack.huge_radius,
-        attack.huge_radius_level,
         "With all of the box allowed, where each input could become any other, a short attack leaves {stands:.1%} of "
         "the standing examples: what fails there fails at the small radius too.",
         "Find out why the attack does not move (gradients that are flat or wrong) before believing the number.",
-        ("gradient",),
+        ("gradient", "standing"),
     ),
     Check(
         "curve_shape", "Does robust accuracy never rise with the radius?", model.rise_of_curve,
-        above("rise", limits.CHANGED),
         "Robust accuracy rises by {rise:.1%} somewhere as the radius grows, which cannot be: the attack at the larger "
         "radius failed.",
         "Give the attacks on the curve more steps and restarts.",
     ),
     Check(
-        "curve_shape", "Does it go on falling at twice the radius?", model.end_of_curve, model.end_level,
+        "curve_shape", "Does it go on falling at twice the radius?", model.end_of_curve,
         "Robust accuracy falls from {start:.1%} to {here:.1%} at the radius, and at twice the radius it is still "
         "{there:.1%}: an attack that is allowed more and finds hardly more has got stuck.",
         "Run the full attacks at the larger radii, and Square.",
@@ -210,38 +201,25 @@ def examine(
     if not len(rows):
         sentence = "No example is right without a certificate, so there is nothing that an attack could have missed."
         return [Finding("nothing_to_probe", sentence)]
-    device = device_of(x)
-    x, y, part = plain(take(x, rows)), y[rows.to(y.device)].to(device), take(threat, rows)
-    with _buffers_kept(model):
-        seen = {finding.name: finding for finding in evaluation.findings}
-        if _wrapped(evaluation.model) is model or evaluation.model is model:
-            checked = Preflight(evaluation.model, ())  # it was looked at before the evaluation
+    device, uncertain = device_of(x), open_rows(table)
+    x, y, part = plain(take(x, rows)), take(y, rows).to(device), take(threat, rows)
+    seen = {finding.name: finding for finding in evaluation.findings}
+    with attack_mode(model, "keep"):  # puts back what an odd model writes into its buffers at every look
+        looked_at: Any = evaluation.model
+        while looked_at is not model and isinstance(looked_at, LogProbabilities | TwoLogits):
+            looked_at = looked_at.model
+        if looked_at is model:
+            checked = Preflight(evaluation.model, ())
         else:
             checked = preflight(model, x, y, part, needs_grad="no_gradient" not in seen)
         seen |= {finding.name: finding for finding in checked.findings}
         with attack_mode(checked.model) as frozen:
-            uncertain = open_rows(table)
             case = Case(
                 model=frozen, whole=model, x=x, y=y, threat=part, number=rows.to(device), seed=seed, seen=seen,
-                standing=uncertain[rows].to(device), at_stake=float(uncertain.double().mean()), evaluation=evaluation,
+                stood=uncertain[rows].nonzero()[:, 0].to(device), at_stake=float(uncertain.double().mean()),
+                evaluation=evaluation,
             )  # fmt: skip
-            return _run(case)
-
-
-def _run(case: Case) -> list[Finding]:
-    """What all checks find, in order."""
-    findings = []
-    for check in CHECKS:
-        with private_rng(case.seed, device_of(case.x)):
-            findings.append(check.run(case))
-    return [finding for finding in findings if finding]
-
-
-def _wrapped(prepared: Any) -> Any:
-    """The model inside what preflight puts around models that do not return logits."""
-    while isinstance(prepared, LogProbabilities | TwoLogits):
-        prepared = prepared.model
-    return prepared
+            return [finding for check in CHECKS if (finding := check.run(case))]
 
 
 def open_rows(table: Mapping[str, Tensor]) -> Tensor:
@@ -259,15 +237,3 @@ def sample(table: Mapping[str, Tensor], num: int, seed: int) -> Tensor:
     standing, fallen = order[standing[order]], order[fell[order]]
     standing = standing[: max(math.ceil(STANDING_SHARE * num), num - len(fallen))]
     return torch.cat([standing, fallen[: num - len(standing)]]).sort().values
-
-
-@contextmanager
-def _buffers_kept(model: Any) -> Iterator[None]:
-    """Puts back what a model that is odd enough changes in evaluation mode (BatchNorm statistics)."""
-    saved = [(b, b.detach().clone()) for b in model.buffers()] if isinstance(model, nn.Module) else []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, old in saved:
-                buffer.copy_(old)

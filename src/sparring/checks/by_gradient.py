@@ -13,7 +13,6 @@ from sparring.checks.case import Case, Measured, share_of
 from sparring.core.geometry import per_example
 from sparring.core.objectives import margin
 from sparring.core.types import map_inputs
-from sparring.results.findings import Level
 
 HARMLESS = "The attacks climbed a loss that still moves, or hardly anything stands: the number does not hang on it."
 STUCK = "Where there is no gradient, an attack cannot move, and what it leaves standing is not robust."
@@ -21,7 +20,6 @@ SEARCH = "Run Square, and look for rounding, hard decisions or saturation in the
 
 
 def vanishing(case: Case) -> Measured | None:
-    """How many of the standing examples have no gradient on the losses that the attacks climbed."""
     rows = case.stood if len(case.stood) else case.every
     flat, flat_loss = _flat(case.slopes.by_margin)[rows], _flat(case.slopes.by_loss)[rows]
     # a cross-entropy of exactly 0 has lost the true class's part of its gradient; the others' part is still there
@@ -31,25 +29,16 @@ def vanishing(case: Case) -> Measured | None:
         return None
     words = ("no gradient of the margin", "no gradient of the cross-entropy", "a cross-entropy that is rounded to 0")
     seen = ", ".join(f"{n:.1%} have {what}" for what, n in zip(words, numbers.values(), strict=True) if n)
-    texts = {"seen": seen, "meaning": HARMLESS, "step": ""}
-    if vanishing_level(numbers, case) != "note":
-        alone = _only_loss(case)
-        texts["meaning"] = STUCK + (" Only the cross-entropy was climbed." if alone else "")
-        texts["step"] = ("Climb the margin or DLR. " if alone else "") + SEARCH
-    return {**numbers, **texts}
-
-
-def vanishing_level(measured: Any, case: Case) -> Level:
-    """By the loss that was climbed, and by whether a search saw what stood."""
-    gone = measured["no_loss_gradient" if _only_loss(case) else "no_margin_gradient"]
+    alone = all(_climbs_only_loss(record.settings) for record in case.evaluation.attacks)
+    gone = numbers["no_loss_gradient" if alone else "no_margin_gradient"]
     if gone <= limits.NO_GRADIENT or gone * case.at_stake < limits.POINTS_LOST:
-        return "note"
+        return {**numbers, "level": "note", "seen": seen, "meaning": HARMLESS, "step": ""}
     searched = any(gradient_free(r) and r.ran_on > r.skipped for r in case.evaluation.attacks)
-    return "invalid" if gone > limits.MOSTLY_NO_GRADIENT and not searched else "suspect"
-
-
-def _only_loss(case: Case) -> bool:
-    return all(_climbs_only_loss(record.settings) for record in case.evaluation.attacks)
+    return {
+        **numbers, "seen": seen, "meaning": STUCK + (" Only the cross-entropy was climbed." if alone else ""),
+        "level": "invalid" if gone > limits.MOSTLY_NO_GRADIENT and not searched else "suspect",
+        "step": ("Climb the margin or DLR. " if alone else "") + SEARCH,
+    }  # fmt: skip
 
 
 def _climbs_only_loss(settings: Any) -> bool:
@@ -63,7 +52,6 @@ def _climbs_only_loss(settings: Any) -> bool:
 
 
 def misleading(case: Case) -> Measured | None:
-    """How often a short step along the gradient does not raise the margin as the gradient promises."""
     slopes, threat, x = case.slopes, case.threat, case.x
     start = threat.null(x)
     before = margin.score(slopes.logits, case.y)
@@ -75,18 +63,19 @@ def misleading(case: Case) -> Measured | None:
     clear = promised > 10 * rounding
     if int(clear.sum()) < limits.FEWEST_BROKEN:
         return None
-    return {"misled": share_of((rise < limits.RISE_KEPT * promised)[clear])}
+    misled = share_of((rise < limits.RISE_KEPT * promised)[clear])
+    return {"level": case.level("suspect"), "misled": misled} if misled > limits.MISLED else None
 
 
 def undone_by_rounding(case: Case) -> Measured | None:
-    """How many adversarial images do not survive being saved with 8 bits per channel."""
     fell = case.reference.fell.nonzero()[:, 0]
     box = (getattr(case.threat, "low", None), getattr(case.threat, "high", None))
     image_like = isinstance(case.x, Tensor) and case.x.ndim == 4 and box == (0.0, 1.0)
-    if not image_like or len(fell) < limits.FEWEST_BROKEN or "random_output" in case.seen:
+    if not image_like or len(fell) < limits.FEWEST_BROKEN:
         return None
     shown = map_inputs(lambda v: (v[fell] * 255).round() / 255, case.reference.x_adv)
-    return {"undone": share_of(case.logits(shown).argmax(1) == case.y[fell])}
+    undone = share_of(case.logits(shown).argmax(1) == case.y[fell])
+    return {"level": "note", "undone": undone} if undone > limits.UNDONE else None
 
 
 def _flat(grad: Tensor) -> Tensor:

@@ -13,47 +13,35 @@ from torch.overrides import TorchFunctionMode
 
 from sparring.checks import limits
 from sparring.checks.case import Case, Measured, share_of
-from sparring.core.model_state import private_rng
 from sparring.core.types import device_of, take
-from sparring.results.findings import Level
 
 ONE_BY_ONE = 16  # examples shown one by one
 
 
 def repeatable(case: Case) -> Measured | None:
-    """How many of the sample are not predicted as the evaluation says."""
-    then = take(case.evaluation.table["clean_prediction"], case.number.cpu()).to(case.y.device)
-    return None if "random_output" in case.seen else {"changed": share_of(case.clean.argmax(1) != then)}
+    then = take(case.evaluation.table["clean_prediction"], case.number).to(case.y.device)
+    changed = share_of(case.clean.argmax(1) != then)
+    return {"level": "invalid", "changed": changed} if changed > limits.CHANGED else None
 
 
 def probabilities(case: Case) -> Measured | None:
-    """How many of the probabilities that the model returns are rounded to 1."""
-    return {"saturated": share_of(case.clean.softmax(1).amax(1) == 1)} if "probabilities" in case.seen else None
-
-
-def probabilities_level(measured: Any, case: Case) -> Level:
-    return case.level("suspect") if measured["saturated"] > limits.SATURATED else "note"
+    if "probabilities" not in case.seen:
+        return None
+    saturated = share_of(case.clean.softmax(1).amax(1) == 1)
+    return {"level": case.level("suspect") if saturated > limits.SATURATED else "note", "saturated": saturated}
 
 
 def randomness(case: Case) -> Measured | None:
-    """Whether the model is random, whether a seed settles it, and whether the attacks averaged over it."""
-    found = case.seen.get("random_output")
-    if found is None:
+    if "random_output" not in case.seen:
         return None
-    averaged = any(_averages(record.settings) for record in case.evaluation.attacks)
+    told, averaged = case.seen["random_output"].numbers, any(_averages(r.settings) for r in case.evaluation.attacks)
     return {
-        "changed": found.numbers["changed"], "averaged": float(averaged), "seeded": float(found.numbers["seeded"]),
-        "settled": "" if found.numbers["seeded"]
-        else "A fixed seed does not make it repeat, so the number cannot be repeated. ",
+        "level": "invalid" if not told["seeded"] else "note" if averaged else case.level("suspect"),
+        "changed": told["changed"], "averaged": float(averaged), "seeded": float(told["seeded"]),
+        "settled": "" if told["seeded"] else "A fixed seed does not make it repeat, so the number cannot be repeated. ",
         "average": "The attacks averaged over it." if averaged
         else "No attack averaged its gradients over the randomness.",
     }  # fmt: skip
-
-
-def randomness_level(measured: Any, case: Case) -> Level:
-    if not measured["seeded"]:
-        return "invalid"
-    return "note" if measured["averaged"] else case.level("suspect")
 
 
 def _averages(settings: Any) -> bool:
@@ -81,19 +69,17 @@ class _Calls(TorchFunctionMode):
 
 
 def autograd_inside(case: Case) -> Measured | None:
-    """How often the forward pass computes gradients itself (optimisation at inference)."""
     few, calls = take(case.shown, case.every[:ONE_BY_ONE]), _Calls()
     with calls, torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, calls.unpack), torch.no_grad():
         try:
             case.model(few)
         except RuntimeError:  # torch.func refuses saved-tensor hooks, and nothing else does: the model ran before
             calls.count += 1
-    return {"calls": calls.count}
+    return {"level": case.level("suspect"), "calls": calls.count} if calls.count else None
 
 
 def batch_dependence(case: Case) -> Measured | None:
-    """How far an example's logits and prediction depend on the others in its batch."""
-    if "random_output" in case.seen or len(case.y) < 2:
+    if len(case.y) < 2:
         return None
     gap = changed = 0.0
     for rows in (case.every[:ONE_BY_ONE].split(1), case.every.flip(0).split(-(-len(case.y) // 3))):
@@ -106,19 +92,11 @@ def batch_dependence(case: Case) -> Measured | None:
         changed = max(changed, share_of(here.argmax(1) != other.argmax(1)))
     if changed == 0 and gap <= limits.COMPANY * max(1.0, case.clean.abs().max().item()):
         return None
-    modes = _batch_statistics(case.whole)
+    layers = case.whole.modules() if isinstance(case.whole, nn.Module) else ()
+    modes = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in layers)
     norms = f", and {modes} BatchNorm layers use the statistics of the batch in evaluation mode" if modes else ""
-    return {"changed": changed, "difference": gap, "batch_norms": modes, "norms": norms}
-
-
-def batch_dependence_level(measured: Any, case: Case) -> Level:
-    return "invalid" if measured["changed"] > limits.CHANGED else "suspect"
-
-
-def _batch_statistics(whole: Any) -> int:
-    """BatchNorm layers that have no running statistics to use."""
-    layers = whole.modules() if isinstance(whole, nn.Module) else ()
-    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in layers)
+    level = "invalid" if changed > limits.CHANGED else "suspect"
+    return {"level": level, "changed": changed, "difference": gap, "batch_norms": modes, "norms": norms}
 
 
 def _half(case: Case) -> torch.dtype | None:
@@ -128,38 +106,31 @@ def _half(case: Case) -> torch.dtype | None:
 
 
 def half_precision(case: Case) -> Measured | None:
-    """Whether the model computes in half precision."""
     half = _half(case)
-    return {"dtype": str(half)} if half else None
+    return {"level": case.level("suspect"), "dtype": str(half)} if half else None
 
 
 def without_tf32(case: Case) -> Measured | None:
-    """How many predictions TF32 has changed."""
     if _half(case) or device_of(case.x).type != "cuda" or not torch.backends.cudnn.allow_tf32:
         return None
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return _changes(case, case.logits(case.shown), "TF32 convolutions")
+        return _changes(case, "TF32 convolutions")
 
 
 def in_bfloat16(case: Case) -> Measured | None:
-    """How many predictions bf16 would change."""
     if _half(case) or not isinstance(case.x, Tensor) or case.x.dtype != torch.float32:
         return None
-    device = device_of(case.x)
-    with torch.autocast(device.type, torch.bfloat16), private_rng(case.seed, device):
+    with torch.autocast(device_of(case.x).type, torch.bfloat16):
         try:
-            return _changes(case, case.logits(case.shown), "bf16")
+            return _changes(case, "bf16")
         except Exception:  # the model ran before: it has an operation that bf16 has not, or leaves torch
             return None
 
 
-def _changes(case: Case, other: Tensor, what: str) -> Measured | None:
-    changed = share_of(other.argmax(1) != case.clean.argmax(1))
-    return None if "random_output" in case.seen else {"changed": changed, "what": what}
-
-
-def coarse_level(measured: Any, case: Case) -> Level | None:
-    return "note" if measured["changed"] > limits.COARSE_CHANGED else None
+def _changes(case: Case, what: str) -> Measured | None:
+    """How many predictions are others in the precision that now holds."""
+    changed = share_of(case.logits(case.shown).argmax(1) != case.clean.argmax(1))
+    return {"level": "note", "changed": changed, "what": what} if changed > limits.COARSE_CHANGED else None
 
 
 # What the evaluation recorded -------------------------------------------------------------------------------------
@@ -179,39 +150,33 @@ def won_without_gradients(case: Case) -> Measured | None:
         return None
     best = max(later, key=lambda r: r.broke / max(r.ran_on + r.skipped, 1))
     tried = best.ran_on + best.skipped
-    return {"fell": best.broke, "tried": tried, "share": best.broke / max(tried, 1), "who": best.name}
-
-
-def won_level(measured: Any, case: Case) -> Level | None:
-    much = measured["share"] > limits.GRADIENT_FREE_BROKE and measured["fell"] >= limits.FEWEST_BROKEN
-    return case.level("suspect") if much else None
+    share = best.broke / max(tried, 1)
+    if share <= limits.GRADIENT_FREE_BROKE or best.broke < limits.FEWEST_BROKEN:
+        return None
+    return {"level": case.level("suspect"), "fell": best.broke, "tried": tried, "share": share, "who": best.name}
 
 
 def no_search(case: Case) -> Measured | None:
-    """Whether inputs that move in jumps were attacked along gradients alone."""
     searched = any(gradient_free(record) for record in case.evaluation.attacks)
-    return {} if case.threat.discrete and not searched and case.at_stake > 0 else None
+    return {"level": case.level("suspect")} if case.threat.discrete and not searched and case.at_stake > 0 else None
 
 
-def rise_of_curve(case: Case) -> Measured:
-    """How much robust accuracy rises somewhere as the radius grows."""
+def rise_of_curve(case: Case) -> Measured | None:
     values = [share.value for _, share in case.evaluation.curve]
-    return {"rise": max((after - before for before, after in itertools.pairwise(values)), default=0.0)}
+    rise = max((after - before for before, after in itertools.pairwise(values)), default=0.0)
+    return {"level": case.level("suspect"), "rise": rise} if rise > limits.CHANGED else None
 
 
 def end_of_curve(case: Case) -> Measured | None:
-    """How far robust accuracy falls to the radius, and from there to twice the radius; None where it rises."""
     points = [(radius, share.value) for radius, share in case.evaluation.curve]
     radius = float(torch.as_tensor(case.evaluation.threat.radius, dtype=torch.float64).mean())
     here = next((value for r, value in points if math.isclose(r, radius, rel_tol=1e-6)), None)
     there = next((value for r, value in points if r >= limits.TWICE * radius), None)
-    if here is None or there is None or rise_of_curve(case)["rise"] > limits.CHANGED:  # type: ignore[operator]
+    if here is None or there is None or rise_of_curve(case):
         return None
     start = points[0][1]
-    return {"start": start, "here": here, "there": there, "fall": start - here, "further": here - there}
-
-
-def end_level(measured: Any, case: Case) -> Level | None:
-    fall, here, further = measured["fall"], measured["here"], measured["further"]
-    some = fall >= limits.FALL_WORTH and here >= limits.FALL_WORTH
-    return case.level("suspect") if some and further < limits.FALL_STOPS * fall else None
+    fall, further = start - here, here - there
+    if min(fall, here) < limits.FALL_WORTH or further >= limits.FALL_STOPS * fall:
+        return None
+    level = case.level("suspect")
+    return {"level": level, "start": start, "here": here, "there": there, "fall": fall, "further": further}

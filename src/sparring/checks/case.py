@@ -16,9 +16,10 @@ from torch import Tensor
 from sparring.attacks.auto_pgd import apgd
 from sparring.attacks.catalogue import pgd
 from sparring.checks import limits
+from sparring.core.model_state import private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, margin
-from sparring.core.types import Attacker, Inputs, Model, take
+from sparring.core.types import Attacker, Inputs, Model, device_of, take
 from sparring.evaluation.measure import Evaluation
 from sparring.evaluation.one_batch import MakeAttack
 from sparring.results.findings import Finding, Level
@@ -52,9 +53,9 @@ class Case:
     """A sample of examples that the model got right, with the evaluation they come from.
 
     `model` is a plain function in eval mode that returns logits; `whole` is the caller's object, to look at only.
-    `number` (B,) are the examples' rows in the evaluation, and key the noise. `standing` (B,) tells those that no
-    attack broke and no certificate vouches for; `at_stake` is the share of such among all that were evaluated, and so
-    the most that the number can be too high. `seen` holds the findings of the preflight by name.
+    `number` (B,) are the examples' rows in the evaluation, and key the noise. `stood` (b,) are the rows of those that
+    no attack broke and no certificate vouches for; `at_stake` is the share of such among all that were evaluated, and
+    so the most that the number can be too high. `seen` holds the findings of the preflight by name.
     """
 
     model: Model
@@ -63,16 +64,11 @@ class Case:
     y: Tensor
     threat: ThreatModel
     number: Tensor
-    standing: Tensor
+    stood: Tensor
     at_stake: float
     evaluation: Evaluation
     seed: int
     seen: Mapping[str, Finding]
-
-    @cached_property
-    def stood(self) -> Tensor:
-        """Rows of the examples that still stand."""
-        return self.standing.nonzero()[:, 0]
 
     @cached_property
     def lost(self) -> Tensor:
@@ -81,9 +77,14 @@ class Case:
 
     @cached_property
     def has(self) -> set[str]:
-        """What checks may need, as far as it is there: a finite radius, a gradient of the model."""
-        bounded = bool(torch.as_tensor(self.threat.radius).isfinite().all())
-        return {name for name, there in (("radius", bounded), ("gradient", "no_gradient" not in self.seen)) if there}
+        """What checks may need, as far as it is there."""
+        there = {
+            "radius": bool(torch.as_tensor(self.threat.radius).isfinite().all()),
+            "gradient": "no_gradient" not in self.seen,
+            "repeats": "random_output" not in self.seen,
+            "standing": len(self.stood) > 0,
+        }
+        return {name for name, given in there.items() if given}
 
     @cached_property
     def every(self) -> Tensor:
@@ -143,66 +144,49 @@ class Case:
         """`wanted`; only a note where so few examples stand that the number can hardly be too high."""
         return wanted if self.at_stake >= limits.POINTS_LOST else "note"
 
-    def lost_to(self, fell: Tensor) -> Measured:
-        """How many of the standing examples, `fell` (b,), fell to something else, and the points they are worth."""
+    def lost_to(self, fell: Tensor, **texts: str) -> Measured | None:
+        """How many of the standing examples, `fell` (b,), fell to something else, where that is no luck and matters."""
         self.lost.logical_or_(fell)
         count, tried = int(fell.sum()), len(fell)
-        points = self.at_stake * count / max(tried, 1)
-        return {"fell": count, "tried": tried, "points": points, "worth": f"{100 * points:.1f} points"}
+        points = self.at_stake * count / tried
+        if count < limits.FEWEST_BROKEN or points < limits.POINTS_LOST:
+            return None
+        level = "invalid" if count / tried >= limits.MOST_OF_IT_LOST else "suspect"
+        worth = f"{100 * points:.1f} points"
+        return {"level": level, "fell": count, "tried": tried, "points": points, "worth": worth, **texts}
 
 
-Measured = Mapping[str, float | str]
-"""What a check measured, by name: the numbers of its finding, and texts that only fill in its sentence."""
-Judge = Callable[[Any, Case], Level | None]
-"""(what was measured, the case) -> the level of the finding, None for no finding."""
+Measured = Mapping[str, Any]
+"""What a check tells: its `level`, the numbers of its finding, and texts that only fill in its sentence."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One row of the battery.
 
     name, sentence, next_step: of its finding; sentence and next_step have what was measured filled in. question: what
-    it asks. measure: gives None where the question does not arise. level: see `Judge`. needs: "radius" where it takes
-    steps of a share of the radius, and so needs a finite one; "gradient" where the model must have one.
+    it asks. measure: gives None where there is nothing to tell. needs: what it cannot do without, of "radius" (a finite
+    one), "gradient" (of the model), "repeats" (the model answers the same twice), "standing" (examples that still do).
     """
 
     name: str
     question: str
     measure: Callable[[Case], Measured | None]
-    level: Judge
     sentence: str
     next_step: str = ""
     needs: tuple[str, ...] = ()
 
     def run(self, case: Case) -> Finding | None:
         """Its finding, if any."""
-        if not set(self.needs) <= case.has:
+        if not case.has.issuperset(self.needs):
             return None
-        measured = self.measure(case)
-        level = None if measured is None else self.level(measured, case)
-        if measured is None or level is None:
+        with private_rng(case.seed, device_of(case.x)):
+            told = self.measure(case)
+        if told is None:
             return None
-        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
-        return Finding(self.name, self.sentence.format(**measured), numbers, level, self.next_step.format(**measured))
-
-
-def above(name: str, limit: float, level: Level = "suspect") -> Judge:
-    """This level where a number lies above its limit; a note where hardly anything is at stake."""
-    return lambda measured, case: case.level(level) if measured[name] > limit else None
-
-
-def always(level: Level = "suspect") -> Judge:
-    """This level wherever something was measured; a note where hardly anything is at stake."""
-    return lambda measured, case: case.level(level)
-
-
-def broken(measured: Any, case: Case) -> Level | None:
-    """The level where enough of the standing examples fell to something else."""
-    if measured["fell"] < limits.FEWEST_BROKEN or measured["points"] < limits.POINTS_LOST:
-        return None
-    return "invalid" if measured["fell"] / measured["tried"] >= limits.MOST_OF_IT_LOST else "suspect"
+        numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
+        return Finding(self.name, self.sentence.format(**told), numbers, told["level"], self.next_step.format(**told))
 
 
 def share_of(mask: Tensor) -> float:
-    """The share of True; 0 of nothing."""
-    return float(mask.double().mean()) if len(mask) else 0.0
+    """The share of True."""
+    return float(mask.double().mean())

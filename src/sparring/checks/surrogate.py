@@ -27,12 +27,6 @@ LARGEST = 20_000
 """Numbers in one input from which a plain network would learn nothing of use in so few steps."""
 
 
-def can_learn(case: Case) -> bool:
-    """Whether the inputs are tensors that move without jumps, and small enough."""
-    x = case.x
-    return isinstance(x, Tensor) and not case.threat.discrete and x[0].numel() <= LARGEST
-
-
 def learn(case: Case, rows: Tensor) -> Model:
     """A network of one smooth hidden layer, fitted to the model's logits at QUESTIONS points around each example.
 
@@ -56,7 +50,7 @@ def learn(case: Case, rows: Tensor) -> Model:
         return _fit(inputs, targets)
 
 
-def _fit(inputs: Tensor, targets: Tensor) -> nn.Module:
+def _fit(inputs: Tensor, targets: Tensor) -> Model:
     mean, std = inputs.mean(0), inputs.std()
     width = math.prod(inputs.shape[1:])
     network = nn.Sequential(nn.Flatten(), nn.Linear(width, 128), nn.Softplus(2.0), nn.Linear(128, targets.shape[1]))
@@ -69,16 +63,8 @@ def _fit(inputs: Tensor, targets: Tensor) -> nn.Module:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return nn.Sequential(_Shift(mean, std), network).eval()
-
-
-class _Shift(nn.Module):
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+    network.requires_grad_(False)
+    return lambda x: network((x - mean) / std)
 
 
 def across(threat: ThreatModel) -> Attacker:
