@@ -41,21 +41,11 @@ class Restarts:
             raise ValueError(f"restarts must be at least 1; got {self.num}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        def again(number: int, rows: Tensor) -> Attacker:
+            return self.attack if number == 0 else take(self.attack, rows)
+
         noise = noise or Noise.make(0, "attack", torch.arange(size(x)))
-        worst = self.attack(model, x, target, noise=noise)
-        if worst.loss is None or worst.reached is None:
-            raise ValueError(
-                'restarts keep the worst result and so need its loss; build the attack without keep="last"'
-            )
-        for number in range(1, self.num):
-            standing = (~worst.reached).nonzero()[:, 0]
-            if not len(standing):
-                break
-            again = take(self.attack, standing)(
-                model, take(x, standing), target[standing], noise=noise.restart(number).take(standing)
-            )
-            worst = _merge(worst, again, standing)
-        return worst
+        return _worst("restarts", self.num, again, model, x, target, noise)
 
 
 @dataclass(frozen=True)
@@ -85,23 +75,13 @@ class EachTarget:
             raise TypeError(f"targets are sought through the objective, and a {type(self.attack).__name__} has none")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        worst = None
         with crafting(part_of(self.attack, "threat"), model, x, target, noise) as (frozen, x, target, noise):
             order = self._order(frozen, x, target)
-            rows = torch.arange(size(x), device=order.device)
-            for number in range(min(self.num, order.shape[1] - 1)):
-                attack = seeking(take(self.attack, rows), self.goal(order[rows, number]))
-                result = attack(frozen, take(x, rows), target[rows], noise=noise.restart(number).take(rows))
-                if result.reached is None:
-                    raise ValueError(
-                        'targets keep the worst result and so need its loss; build the attack without keep="last"'
-                    )
-                worst = result if worst is None else _merge(worst, result, rows)
-                assert worst.reached is not None
-                rows = (~worst.reached).nonzero()[:, 0]
-                if not len(rows):
-                    break
-        assert worst is not None
+
+            def towards(number: int, rows: Tensor) -> Attacker:
+                return seeking(take(self.attack, rows), self.goal(order[rows, number]))
+
+            worst = _worst("targets", min(self.num, order.shape[1] - 1), towards, frozen, x, target, noise)
         return worst._replace(cost=worst.cost.plus(Cost(forwards=size(x))))
 
     @torch.no_grad()
@@ -260,6 +240,24 @@ def part_of(attack: Any, name: str) -> Any:
     while not hasattr(attack, name) and hasattr(attack, "attack"):
         attack = attack.attack
     return getattr(attack, name, None)
+
+
+def _worst(
+    name: str, num: int, attack: Callable[[int, Tensor], Attacker],
+    model: Model, x: Inputs, target: Tensor, noise: Noise,
+) -> AttackResult:  # fmt: skip
+    """Per example the worst of `num` runs of `attack(number, rows)`, each on the rows that stood before."""
+    rows = torch.arange(size(x), device=target.device)
+    worst = attack(0, rows)(model, x, target, noise=noise)
+    if worst.loss is None or worst.reached is None:
+        raise ValueError(f'{name} keep the worst result and so need its loss; build the attack without keep="last"')
+    for number in range(1, num):
+        rows = (~worst.reached).nonzero()[:, 0]
+        if not len(rows):
+            break
+        result = attack(number, rows)(model, take(x, rows), target[rows], noise=noise.restart(number).take(rows))
+        worst = _merge(worst, result, rows)
+    return worst
 
 
 def _merge(worst: AttackResult, again: AttackResult, rows: Tensor) -> AttackResult:

@@ -20,7 +20,7 @@ from sparring.attacks.steps import step_length
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, aimed, cross_entropy, margin
-from sparring.core.types import Attacker, AttackResult, Inputs, Model
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model
 from sparring.threats.base import ThreatModel
 
 
@@ -69,7 +69,7 @@ class APGD:
     first_step: float = 2.0
     needs_grad: ClassVar[bool] = True
 
-    def init(self, problem: Problem, z: Tensor) -> _Climb | None:
+    def init(self, problem: Problem, z: Tensor) -> None:
         return None
 
     def step(self, problem: Problem, z: Tensor, seen: Seen, state: _Climb | None, t: int) -> tuple[Tensor, _Climb]:
@@ -190,7 +190,7 @@ class ShrinkingRadius:
     per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        attack, left, cost, result = self.attack, self.attack.num_steps, None, None
+        attack, left, cost, result = self.attack, self.attack.num_steps, Cost(), None
         for number, (factor, share) in enumerate(zip(self.factors, self.shares, strict=True), 1):
             last = number == len(self.factors)
             num = left if last else min(left, math.ceil(share * attack.num_steps))
@@ -198,8 +198,8 @@ class ShrinkingRadius:
             keep = attack.keep if last else "highest_loss"
             stage = replace(attack, threat=attack.threat.at(factor), num_steps=num, start=start, keep=keep)
             result, left = stage(model, x, target, noise=noise), left - num
-            cost = result.cost if cost is None else cost.plus(result.cost)
-        assert result is not None and cost is not None
+            cost = cost.plus(result.cost)
+        assert result is not None
         return result._replace(cost=cost)
 
 
@@ -254,5 +254,4 @@ def smooth(
     torch.Size([2, 4])
     """
     attack = Attack(threat=threat, rule=APGD(), num_steps=num_steps, objective=objective, start=Corner())
-    smoothed = SmoothBackward(attack, slope)
-    return restarted(smoothed, restarts)
+    return restarted(SmoothBackward(attack, slope), restarts)

@@ -69,10 +69,8 @@ def pgd(
     >>> from sparring import Linf
     >>> attack = pgd(Linf(8 / 255), num_steps=20, restarts=5, wanted=3)
     """
-    return restarted(
-        _compose(threat, Ascent(step, absolute_step=absolute_step), num_steps, uniform, objective, wanted, keep),
-        restarts,
-    )
+    rule = Ascent(step, absolute_step=absolute_step)
+    return restarted(_compose(threat, rule, num_steps, uniform, objective, wanted, keep), restarts)
 
 
 def mi_fgsm(

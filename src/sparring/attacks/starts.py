@@ -102,12 +102,11 @@ class OnTheEdge:
     """Start in a random direction, as far out as the radius allows, and from there into the box."""
 
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
-        null = threat.null(x)
         if threat.norm == "l2":
-            direction = threat.steepest(x, laid_out(noise.normal(null.shape[1:]), null))
-        else:
-            cube = laid_out(noise.uniform(null.shape[1:]), null) * 2 - 1
-            direction = cube / per_example(threat.size(x, cube).clamp_min(1e-12), cube)
+            return Corner()(threat, x, noise)
+        null = threat.null(x)
+        cube = laid_out(noise.uniform(null.shape[1:]), null) * 2 - 1
+        direction = cube / per_example(threat.size(x, cube).clamp_min(1e-12), cube)
         return threat.project(x, null + per_example(threat.radius, null) * direction)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,9 @@ class Targeted(Objective):
 
     `wanted`: one class for all, or (B,) classes. The minus sign is the point: the loss towards a wanted class must
     fall, and an attack always climbs.
+
+    >>> targeted(cross_entropy, 1).reached(torch.tensor([[0.0, 5.0]]), torch.tensor([0]))
+    tensor([True])
     """
 
     base: Objective
@@ -133,18 +136,9 @@ class Targeted(Objective):
         return self.wanted.to(logits.device)
 
 
-cross_entropy, margin, dlr, kl = CrossEntropy(), Margin(), DLR(), KL()
+cross_entropy, margin, dlr, kl, targeted = CrossEntropy(), Margin(), DLR(), KL(), Targeted
 
 
 def aimed(objective: Objective, wanted: int | Tensor | None) -> Objective:
     """The objective itself, or `targeted` where a class is wanted."""
     return objective if wanted is None else targeted(objective, wanted)
-
-
-def targeted(base: Objective, wanted: Any) -> Targeted:
-    """The goal "be taken for class `wanted`" (an int, or labels (B,)), measured by `base`.
-
-    >>> targeted(cross_entropy, 1).reached(torch.tensor([[0.0, 5.0]]), torch.tensor([0]))
-    tensor([True])
-    """
-    return Targeted(base, wanted)

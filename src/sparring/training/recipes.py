@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparring.attacks.around import part_of
 from sparring.attacks.loop import Attack
-from sparring.attacks.starts import Gaussian, uniform
+from sparring.attacks.starts import Gaussian
 from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode, attack_mode
 from sparring.core.noise import Noise
@@ -129,15 +129,12 @@ class Trades(Crafting):
             result = self.attack(frozen, x, clean, noise=noise)
         return self._crafted(x, result, part_of(self.attack, "threat"))
 
-    def loss(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
-        """The clean loss and the price of the disagreement."""
+    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
+        x_adv = self.craft(model, x, y, noise=noise)
         logits, log_q = model(x), model(x_adv).log_softmax(1)
         log_p = logits.log_softmax(1)
         disagreement = (log_p.exp() * (log_p - log_q)).sum(1).mean()
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing) + self.beta * disagreement
-
-    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        return self.loss(model, x, self.craft(model, x, y, noise=noise), y)
 
 
 def standard(threat: ThreatModel | None = None, *, label_smoothing: float = 0.0) -> Standard:
@@ -146,70 +143,42 @@ def standard(threat: ThreatModel | None = None, *, label_smoothing: float = 0.0)
 
 
 def pgd_at(
-    threat: ThreatModel,
-    *,
-    num_steps: int = 10,
-    step: float = 0.25,
-    label_smoothing: float = 0.0,
-    craft_mode: CraftMode = "eval",
-    train_on: TrainOn = "realized",
-) -> Mixed:
+    threat: ThreatModel, *, num_steps: int = 10, step: float = 0.25,
+    label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+) -> Mixed:  # fmt: skip
     """Training on PGD examples alone.
 
     Source: Madry 2018; defaults of Rice 2020 (`train_cifar.py`: 10 steps of radius / 4, uniform start), except that
     they craft in train mode, and we follow Pang 2021 with eval mode (better by up to a point there).
     """
-    attack = _last(threat, num_steps, step)
+    attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
     return Mixed(attack=attack, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
 
 
 def mixed(
-    threat: ThreatModel,
-    *,
-    share: float = 0.5,
-    num_steps: int = 10,
-    step: float = 0.25,
-    label_smoothing: float = 0.0,
-    craft_mode: CraftMode = "eval",
-    train_on: TrainOn = "realized",
-) -> Mixed:
+    threat: ThreatModel, *, share: float = 0.5, num_steps: int = 10, step: float = 0.25,
+    label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+) -> Mixed:  # fmt: skip
     """Half of each batch clean, half attacked. Source: Kurakin 2017 (there one step), Goodfellow 2015 (alpha 0.5)."""
-    return replace(
-        pgd_at(
-            threat,
-            num_steps=num_steps,
-            step=step,
-            label_smoothing=label_smoothing,
-            craft_mode=craft_mode,
-            train_on=train_on,
-        ),
-        share=share,
-    )
+    whole = pgd_at(
+        threat, num_steps=num_steps, step=step, label_smoothing=label_smoothing, craft_mode=craft_mode,
+        train_on=train_on,
+    )  # fmt: skip
+    return replace(whole, share=share)
 
 
 def trades(
-    threat: ThreatModel,
-    *,
-    beta: float = 6.0,
-    num_steps: int = 10,
-    step: float = 0.25,
-    start_scale: float = 0.001,
-    label_smoothing: float = 0.0,
-    craft_mode: CraftMode = "eval",
-    train_on: TrainOn = "realized",
-) -> Trades:
+    threat: ThreatModel, *, beta: float = 6.0, num_steps: int = 10, step: float = 0.25, start_scale: float = 0.001,
+    label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+) -> Trades:  # fmt: skip
     """Clean loss plus beta times the KL between clean and attacked predictions.
 
     Source: Zhang 2019, eq. 5; `train_trades_cifar10.py`: beta 6, 10 steps of .007 at radius .031 (we: radius / 4),
     start 0.001 * N(0, 1), eval mode while crafting. The code's `batchmean` KL is our mean of per-example sums.
     """
-    attack = replace(_last(threat, num_steps, step), objective=kl, start=Gaussian(start_scale))
+    start = Gaussian(start_scale)
+    attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, objective=kl, start=start, keep="last")
     return Trades(attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}
-
-
-def _last(threat: ThreatModel, num_steps: int, step: float) -> Attack:
-    """The inner attack of training: no look at the last iterate, so no extra forward pass."""
-    return Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, start=uniform, keep="last")

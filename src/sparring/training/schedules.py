@@ -84,7 +84,8 @@ class Ramped:
 
     def __post_init__(self) -> None:
         if not hasattr(self.recipe, "attack"):
-            raise ValueError(f"a ramp of the radius needs a recipe with an `attack`; {_kind(self.recipe)} has none")
+            kind = getattr(self.recipe, "__name__", type(self.recipe).__name__)
+            raise ValueError(f"a ramp of the radius needs a recipe with an `attack`; {kind} has none")
         if part_of(self.recipe.attack, "threat") is None:
             raise ValueError("a ramp of the radius needs an attack with a `threat`; this recipe's is a plain function")
 
@@ -103,7 +104,3 @@ def _scaled(attack: Any, factor: float) -> Any:
     if hasattr(attack, "threat"):
         return replace(attack, threat=attack.threat.at(factor))
     return replace(attack, attack=_scaled(attack.attack, factor))
-
-
-def _kind(recipe: Any) -> str:
-    return getattr(recipe, "__name__", type(recipe).__name__)
