@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from sparring.certify import rules
 from sparring.core.geometry import per_example
 from sparring.core.model_state import attack_mode
+from sparring.core.types import take
 from sparring.threats import L1, L2, Ball, Linf
 
 ORDERS: dict[type, float] = {Linf: math.inf, L2: 2.0, L1: 1.0}
 
 
-class _Round(NamedTuple):
+@dataclass(frozen=True)
+class _Round:
     """{centre + scale * z + e : ||z||_order <= radius, |e| <= blur}: the ball, until a layer mixes its entries."""
 
     centre: Tensor  # (B, *X)
@@ -29,22 +32,17 @@ class _Round(NamedTuple):
     blur: Tensor  # (B, *X)
     radius: Tensor  # (B,)
     order: float
+    per_example: ClassVar[tuple[str, ...]] = ("centre", "scale", "blur", "radius")
 
 
-class _Region(NamedTuple):
+@dataclass(frozen=True)
+class _Region:
     """The values between low and high (B, *X), and in `ball` where there is one."""
 
     low: Tensor
     high: Tensor
     ball: _Round | None
-
-    def take(self, rows: Tensor) -> _Region:
-        """The same for some of the examples."""
-        ball = self.ball
-        if ball is not None:
-            scale = ball.scale if len(ball.scale) == 1 else ball.scale[rows]
-            ball = _Round(ball.centre[rows], scale, ball.blur[rows], ball.radius[rows], ball.order)
-        return _Region(self.low[rows], self.high[rows], ball)
+    per_example: ClassVar[tuple[str, ...]] = ("low", "high", "ball")
 
 
 def find_interval_bound(model: nn.Module, threat: Any) -> tuple[Callable[..., Tensor] | None, str]:
@@ -169,7 +167,7 @@ def _through(layer: Any, region: _Region) -> _Region:
         (centre, blur), (scale, _) = rule(layer, ball.centre, ball.blur), rule(layer, ball.scale, ball.scale)
     else:
         return _Region(low, high, None)
-    return _Region(low, high, ball._replace(centre=centre, scale=scale, blur=blur))
+    return _Region(low, high, replace(ball, centre=centre, scale=scale, blur=blur))
 
 
 def _sums(
@@ -209,7 +207,7 @@ def _folded(last: nn.Linear, region: _Region, y: Tensor) -> Tensor:
     for label in _labels(y, len(weight)):
         rows = (y == label).nonzero()[:, 0]
         gaps[rows], _ = _sums(
-            last, weight[label] - weight, None if bias is None else bias[label] - bias, region.take(rows),
+            last, weight[label] - weight, None if bias is None else bias[label] - bias, take(region, rows),
             size + size[label], None if offset is None else offset + offset[label],
         )  # fmt: skip
     return gaps
@@ -224,7 +222,6 @@ def _plain(region: _Region, y: Tensor) -> Tensor:
 
 
 def _labels(y: Tensor, num_classes: int) -> list[int]:
-    """The labels that occur."""
     labels: list[int] = y.unique().tolist()
     if num_classes < 2 or (labels and not 0 <= labels[0] <= labels[-1] < num_classes):
         raise ValueError(f"labels {labels} do not fit {num_classes} classes: expected 0 to K - 1, and K >= 2")

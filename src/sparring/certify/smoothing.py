@@ -86,17 +86,9 @@ def _votes(model: Model, x: Tensor, num: int, sigma: float, noise: Noise, batch_
 
 
 def smoothed_certificate(
-    model: Model,
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    sigma: float,
-    num_select: int = 100,
-    num_estimate: int = 10_000,
-    alpha: float = 0.001,
-    batch_size: int = 1000,
-    noise: Noise | None = None,
-) -> Certificate:
+    model: Model, x: Tensor, y: Tensor | None = None, *, sigma: float, num_select: int = 100,
+    num_estimate: int = 10_000, alpha: float = 0.001, batch_size: int = 1000, noise: Noise | None = None,
+) -> Certificate:  # fmt: skip
     """The class of the smoothed classifier and an L2 radius within which it stays, each true with 1 - alpha.
 
     `num_select` copies choose the class, `num_estimate` others bound its probability from below (Clopper and Pearson
@@ -127,15 +119,9 @@ def smoothed_certificate(
 
 
 def smoothed_predict(
-    model: Model,
-    x: Tensor,
-    *,
-    sigma: float,
-    num: int = 1000,
-    alpha: float = 0.001,
-    batch_size: int = 1000,
+    model: Model, x: Tensor, *, sigma: float, num: int = 1000, alpha: float = 0.001, batch_size: int = 1000,
     noise: Noise | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(B,) the class of the smoothed classifier, wrong with probability alpha at most; -1 where it abstains.
 
     It abstains unless a fair coin would split the two largest votes so unevenly, in either direction, with a

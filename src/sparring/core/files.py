@@ -38,10 +38,8 @@ def _ended(process: str) -> bool:
         return False
     try:
         os.kill(int(process), 0)  # asks only
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -123,11 +123,8 @@ def uniform_l2(noise: Noise, like: Tensor, free: Tensor | None) -> Tensor:
 
     `free` (B or 1, *X) bool tells the coordinates that may change (None = all); D is their number.
     """
-    direction = laid_out(noise.normal(like.shape[1:]), like)
-    if free is None:
-        dims = torch.full((like.shape[0],), float(like[0].numel() if len(like) else 1))
-    else:
-        direction = direction * free
-        dims = free.flatten(1).sum(1).clamp_min(1).expand(like.shape[0])
+    free = torch.ones_like(like, dtype=torch.bool) if free is None else free
+    direction = laid_out(noise.normal(like.shape[1:]), like) * free
+    dims = free.flatten(1).sum(1).clamp_min(1).expand(like.shape[0])
     length = noise.uniform((1,), draw=1)[:, 0].to(like) ** (1.0 / dims.to(like))
     return unit_l2(direction) * per_example(length, like)

@@ -14,15 +14,18 @@ from sparring.core.types import labels_of
 
 
 class Objective(ABC):
-    """The contract. `logits` (B, K); `target` labels (B,) or probabilities (B, K), whose label is the argmax."""
+    """The contract. `logits` (B, K); `target` labels (B,) or probabilities (B, K), whose label is the argmax.
+
+    Any wrong class will do, unless `reached` says otherwise.
+    """
 
     @abstractmethod
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B,) differentiable, higher = worse for the model."""
 
-    @abstractmethod
     def reached(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B,) bool: the attacker has what he wants."""
+        return logits.argmax(1) != labels_of(target)
 
     @staticmethod
     def by_name() -> dict[str, Objective]:
@@ -30,15 +33,8 @@ class Objective(ABC):
         return {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
 
 
-class Untargeted(Objective):
-    """Any wrong class will do."""
-
-    def reached(self, logits: Tensor, target: Tensor) -> Tensor:
-        return logits.argmax(1) != labels_of(target)
-
-
 @dataclass(frozen=True)
-class CrossEntropy(Untargeted):
+class CrossEntropy(Objective):
     """-sum_k p_k log softmax(logits)_k."""
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +42,7 @@ class CrossEntropy(Untargeted):
 
 
 @dataclass(frozen=True)
-class Margin(Untargeted):
+class Margin(Objective):
     """max_{k != y} logit_k - logit_y: positive when the label is lost.
 
     Source: Carlini and Wagner 2017, the objective f_6 without its cut from below (we keep climbing).
@@ -59,7 +55,7 @@ class Margin(Untargeted):
 
 
 @dataclass(frozen=True)
-class DLR(Untargeted):
+class DLR(Objective):
     """margin / (largest - third largest logit): does not change when the logits are shifted or scaled.
 
     Source: Croce and Hein 2020, eq. 6. With 2 classes there is no third logit, and the score is the margin.
@@ -70,7 +66,7 @@ class DLR(Untargeted):
 
 
 @dataclass(frozen=True, eq=False)
-class TargetedDLR(Untargeted):
+class TargetedDLR(Objective):
     """(logit_wanted - logit_y) / (largest - mean of third and fourth largest logit); any wrong class will do.
 
     `wanted`: classes (B,), towards which the score pulls. Source: Croce and Hein 2020, eq. 7. With 3 classes the third
@@ -94,7 +90,7 @@ def _spread(logits: Tensor, last: int) -> Tensor | float:
 
 
 @dataclass(frozen=True)
-class KL(Untargeted):
+class KL(Objective):
     """KL(p || softmax(logits)) = sum_k p_k (log p_k - log softmax(logits)_k), the inner objective of TRADES and VAT.
 
     With labels as target it equals the cross-entropy.

@@ -189,23 +189,13 @@ class TrainingResult:
 
 
 def train(
-    model: nn.Module,
-    batches: Iterable[tuple[Inputs, Tensor]],
-    recipe: Recipe,
-    optimizer: Optimizer,
-    *,
-    num_epochs: int,
-    validate: Validate | None = None,
-    score: str = "robust_accuracy",
-    schedule: Schedule | None = None,
-    averaging: float | None = None,
-    seed: int = 0,
-    resume: Mapping[str, Any] | None = None,
-    save: Callable[[TrainingState], None] | None = None,
+    model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], recipe: Recipe, optimizer: Optimizer, *,
+    num_epochs: int, validate: Validate | None = None, score: str = "robust_accuracy",
+    schedule: Schedule | None = None, averaging: float | None = None, seed: int = 0,
+    resume: Mapping[str, Any] | None = None, save: Callable[[TrainingState], None] | None = None,
     observe: Callable[[TrainingState], bool | None] | None = None,
-    guard: Guard | None = None,
-    machine: Machine | None = None,
-) -> TrainingResult:
+    guard: Guard | None = None, machine: Machine | None = None,
+) -> TrainingResult:  # fmt: skip
     """Trains `model` in place (it ends with its last weights) and returns best, last and averaged weights.
 
     batches: (x, y) pairs, iterated once per epoch; `set_epoch(epoch)` is called where it exists, `epoch_from(batch)`
@@ -247,7 +237,13 @@ def train(
                     _finish_epoch(state, validate, score, started)
                     if save:
                         save(state)
-    return _result(state, stopped)
+    return TrainingResult(
+        best=state.best or copy.deepcopy(state.candidate.state_dict()),
+        last=copy.deepcopy(model.state_dict()),
+        averaged=copy.deepcopy(state.averaged.module.state_dict()) if state.averaged else None,
+        best_epoch=state.best_epoch, history=state.history, seconds=state.seconds,
+        stopped=stopped, rollbacks=state.rollbacks,
+    )  # fmt: skip
 
 
 def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates: list[float]) -> Recipe:
@@ -267,20 +263,6 @@ def _after_step(
     if not stopped and observe and observe(state):
         stopped = (state.trouble and _look(state, NonFinite())) or "Training was interrupted."
     return stopped
-
-
-def _result(state: TrainingState, stopped: str | None) -> TrainingResult:
-    """What the run left."""
-    return TrainingResult(
-        best=state.best or copy.deepcopy(state.candidate.state_dict()),
-        last=copy.deepcopy(state.model.state_dict()),
-        averaged=copy.deepcopy(state.averaged.module.state_dict()) if state.averaged else None,
-        best_epoch=state.best_epoch,
-        history=state.history,
-        seconds=state.seconds,
-        stopped=stopped,
-        rollbacks=state.rollbacks,
-    )
 
 
 @contextmanager
@@ -372,7 +354,6 @@ def _rest_of_epoch(batches: Any, state: TrainingState) -> Iterator[tuple[Inputs,
 
 
 def _count(batches: Any) -> int:
-    """Batches in an epoch."""
     try:
         num = len(batches)
     except TypeError:
