@@ -92,8 +92,7 @@ def slide(
 ) -> Attacker:  # fmt: skip
     """PGD whose steps move the `share` of the coordinates with the largest gradient that can still move.
 
-    For L1. `share` matters: near radius / inputs is a good choice, where
-    inputs are the numbers of one image with values in [0, 1]; see `SparseAscent`.
+    For L1. `share` matters: near the radius / the numbers in one image of [0, 1] is a good choice; see `SparseAscent`.
 
     Source: Tramer and Boneh 2019, SLIDE; the start is `pgd`'s, uniform in the ball. Theirs is random on its surface
     (Laplace), their steps are 0.1 of the radius with 10 steps (MNIST), 0.26 with 100 (CIFAR-10), their share is 0.01.

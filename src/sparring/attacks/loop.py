@@ -44,15 +44,12 @@ class StepRule(Protocol):
     @property
     def needs_grad(self) -> bool:
         """Whether `seen.grad` is wanted."""
-        ...
 
     def init(self, problem: Problem, z: Tensor) -> Any:
         """The state before the first step."""
-        ...
 
     def step(self, problem: Problem, z: Tensor, seen: Seen, state: Any, t: int) -> tuple[Tensor, Any]:
         """The next iterate, projected where it must stay in the set, and the next state. z (B, *Z) is not changed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

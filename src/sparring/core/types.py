@@ -49,7 +49,6 @@ class Attacker(Protocol):
 
         `noise` is a `Noise`: `noise.uniform(shape, draw=0)` in [0, 1) and `noise.normal(shape, draw=0)`, (B, *shape).
         """
-        ...
 
 
 def size(x: Inputs) -> int:

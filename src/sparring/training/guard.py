@@ -48,7 +48,6 @@ class Guard(Protocol):
 
     def __call__(self, state: TrainingState) -> Rollback | Stop | None:
         """The verdict."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -42,7 +42,6 @@ class Recipe(Protocol):
         self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None
     ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         """The loss to call `backward` on."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +159,8 @@ def mixed(
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
 ) -> Mixed:  # fmt: skip
     """Half of each batch clean, half attacked. Source: Kurakin 2017 (there one step), Goodfellow 2015 (alpha 0.5)."""
-    whole = pgd_at(
-        threat, num_steps=num_steps, step=step, label_smoothing=label_smoothing, craft_mode=craft_mode,
-        train_on=train_on,
-    )  # fmt: skip
-    return replace(whole, share=share)
+    attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
+    return Mixed(attack=attack, share=share, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
 
 
 def trades(
