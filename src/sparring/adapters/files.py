@@ -52,19 +52,21 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     own = model.state_dict()
     if all(name.startswith("module.") for name in weights) and not all(n.startswith("module.") for n in own):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    shapes = [
-        f"{n} {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} in the model"
-        for n in own
-        if n in weights and weights[n].shape != own[n].shape
-    ]
     differences = {
-        "missing in the file": [n for n in own if n not in weights],
-        "unknown to the model": [n for n in weights if n not in own],
-        "of another shape": shapes,
-    }
-    if any(differences.values()):
-        text = "; ".join(f"{len(found)} {what}: {_first(found)}" for what, found in differences.items() if found)
-        raise ValueError(f"weights {path} do not fit the model: {text}. Build the model that the file was saved from")
+        "missing in the file": [name for name in own if name not in weights],
+        "unknown to the model": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+            for name in own if name in weights and weights[name].shape != own[name].shape
+        ],
+    }  # fmt: skip
+    found = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in differences.items() if names
+    ]  # fmt: skip
+    if found:
+        raise ValueError(f"weights {path} do not fit the model: {'; '.join(found)}. "
+                         "Build the model that the file was saved from")  # fmt: skip
     model.load_state_dict(weights)
     return model
 
@@ -90,7 +92,3 @@ def _read(path: Path) -> dict[str, Tensor]:
         held = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"weights {path} hold {held}; expected a state dict, or one under 'state_dict' or 'model'")
     return dict(content)
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

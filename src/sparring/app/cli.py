@@ -10,22 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sparring.app.settings import EvaluationSettings, TrainingSettings, read_settings, with_options
+from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
 app = typer.Typer(
     name="sparring", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Adversarial training: make a network robust, measure it so that the number holds, show it.",
     epilog="Add --debug to any command to see the traceback of an error.",
 )  # fmt: skip
-
-MinRobust = Annotated[float | None, typer.Option(help="exit 1 below this robust accuracy, such as 0.45")]
-MinClean = Annotated[float | None, typer.Option(help="exit 1 below this clean accuracy, such as 0.8")]
-Min = Annotated[list[str] | None, typer.Option("--min", help="NAME=VALUE: exit 1 below; any metric; repeatable")]
-Max = Annotated[list[str] | None, typer.Option("--max", help="NAME=VALUE: exit 1 above; any metric; repeatable")]
-MaxDrop = Annotated[list[str] | None, typer.Option(
-    help="exit 1 if either accuracy falls further below --baseline, such as 0.01; NAME=VALUE for another metric"
-)]  # fmt: skip
-Baseline = Annotated[Path | None, typer.Option(help="results to compare with: file, evaluation folder or run folder")]
 
 
 def main() -> None:
@@ -86,10 +77,10 @@ def train_(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, see 'sparring list settings'; repeatable")
     ] = None,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Train a robust model into a run folder."""
-    asked = read_settings(config, tuple(set_ or ()), settings)
+    asked = read_settings(config, set_ or [], given)
     if not resume and not (asked.get("data") and asked.get("threat")):
         raise ValueError("--data and --threat are needed, for example --data digits --threat linf:0.2")
     files = {key: asked[key] for key in ("data", "model", "threat", "recipe") if ".py:" in str(asked.get(key))}
@@ -101,23 +92,15 @@ def train_(
 
 
 @app.command(name="evaluate")
-@with_options(
-    EvaluationSettings, "data", "split", "threat", "attacks", "num_examples", "device", "seed", "name", "batch_size",
-    "certify", "smooth", "checks",
-)  # fmt: skip
+@with_options(GateSettings)
+@with_options(EvaluationSettings)
 def evaluate_(
     run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to (default: RUN/evaluation)")] = None,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,
     weights: Annotated[Path | None, typer.Option(help=".safetensors, or a state dict")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
-    min_robust: MinRobust = None,
-    min_clean: MinClean = None,
-    min_: Min = None,
-    max_: Max = None,
-    max_drop: MaxDrop = None,
-    baseline: Baseline = None,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Measure a model: clean and robust accuracy, security curve, report.
 
@@ -127,55 +110,38 @@ def evaluate_(
     from sparring.app.train_run import read_config, trusted
     from sparring.core.machine import joined
 
-    asked = {key: value for key, value in settings.items() if value is not None}
+    demanded = {key: given.pop(key) for key in GateSettings.model_fields if key in given}
     if run:
         if weights or (model and ".py:" not in model):
             raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
         config, out = read_config(run), out or run / "evaluation"
-        trusted(config, run, {**asked, "model": model}, "data", "threat", "model")
-        asked = {"data": config.data, "threat": config.threat, **asked}
+        trusted(config, run, {**given, "model": model}, "data", "threat", "model")
+        given = {"data": config.data, "threat": config.threat, **given}
         subject = from_run(run, checkpoint or "best", model)
     else:
-        if not (model and asked.get("data") and asked.get("threat") and out) or checkpoint:
+        if not (model and given.get("data") and given.get("threat") and out) or checkpoint:
             raise ValueError(
                 "give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat and --out; "
                 "--checkpoint is for run folders"
             )
-        subject = from_weights(model, weights, asked["data"])
-    wanted = EvaluationSettings(**asked)
-    demands = _demands(out / "results.json", baseline, min_robust, min_clean, min_, max_, max_drop)
+        subject = from_weights(model, weights, given["data"])
+    settings, demands = EvaluationSettings(**given), _demands(out / "results.json", GateSettings(**demanded))
     with joined() as here:
-        _evaluate(subject, out, wanted, speak=here.rank == 0)
+        _evaluate(subject, out, settings, speak=here.rank == 0)
     if here.rank:
         return
     _say(f"report: {out / 'report.html'}")
-    if baseline or demands.least or demands.most:
+    if demanded:
         _gate(out / "results.json", demands)
 
 
 @app.command()
+@with_options(GateSettings)
 def gate(
-    results: Annotated[Path, typer.Argument(help="results.json, an evaluation folder or a run folder")],
-    min_robust: MinRobust = None,
-    min_clean: MinClean = None,
-    min_: Min = None,
-    max_: Max = None,
-    max_drop: MaxDrop = None,
-    baseline: Baseline = None,
-    require_verdict: Annotated[
-        str | None, typer.Option(help="TRUSTED, or SUSPECT for at least that; a file without a verdict fails")
-    ] = None,
-    allow_suspect: Annotated[bool, typer.Option("--allow-suspect", help="let the verdict SUSPECT pass")] = False,
-    confident: Annotated[
-        bool, typer.Option("--confident", help="hold the lower end of the 95 % interval against the minima and maxima")
-    ] = False,
+    results: Annotated[Path, typer.Argument(help="results.json, an evaluation folder or a run folder")], **given: Any
 ) -> None:
     """Check a result against thresholds and a baseline: exit 0 if it passes, 1 if not, 2 if it cannot be judged."""
-    demands = _demands(
-        results, baseline, min_robust, min_clean, min_, max_, max_drop,
-        require_verdict=require_verdict, allow_suspect=allow_suspect, confident=confident,
-    )  # fmt: skip
-    _gate(results, demands)
+    _gate(results, _demands(results, GateSettings(**given)))
 
 
 @app.command()
@@ -257,7 +223,7 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
             if now.kept and not told:
                 told.append(now.kept)
                 _say(f"going on with {now.kept} of {now.batches} batches done")
-            line.show(now.fraction or 0.0, evaluation_note(now), total=None if now.fraction is None else 1.0)
+            line.show(now.fraction or 0.0, lambda: evaluation_note(now), total=None if now.fraction is None else 1.0)
 
         try:
             found = evaluate_folder(subject, out, settings, command=command, observe=observe)
@@ -272,8 +238,7 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
 
 def _say_results(found: Any) -> None:
     """The findings, the worst first, and the numbers."""
-    worst_first = ("invalid", "suspect", "note")
-    for finding in sorted(found.findings, key=lambda finding: worst_first.index(finding.level)):
+    for finding in sorted(found.findings, key=lambda finding: -finding.severity):
         _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
     clean, robust, certified = (found.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
     lower = f", certified at least {certified.value:.1%}" if certified else ""
@@ -292,18 +257,16 @@ def _say_taken(data: str) -> None:
         _say(taken)
 
 
-def _demands(
-    judged: Path, baseline: Path | None, min_robust: float | None, min_clean: float | None,
-    min_: list[str] | None, max_: list[str] | None, max_drop: list[str] | None, **asked: Any,
-) -> Any:  # fmt: skip
+def _demands(judged: Path, asked: GateSettings) -> Any:
     """What the gate is asked, checked before anything is measured."""
     from sparring.results.gate import SHORT, Demands, read_baseline, read_bounds
 
-    short = zip(SHORT, (min_robust, min_clean), strict=True)
+    short = zip(SHORT, (asked.min_robust, asked.min_clean), strict=True)
     return Demands(
-        least={name: value for name, value in short if value is not None} | read_bounds("--min", min_ or ()),
-        most=read_bounds("--max", max_ or ()), max_drop=read_bounds("--max-drop", max_drop or (), SHORT),
-        baseline=read_baseline(baseline, judged) if baseline else None, **asked,
+        least={name: value for name, value in short if value is not None} | read_bounds("--min", asked.min),
+        most=read_bounds("--max", asked.max), max_drop=read_bounds("--max-drop", asked.max_drop, SHORT),
+        baseline=read_baseline(Path(asked.baseline), judged) if asked.baseline else None,
+        require_verdict=asked.require_verdict, allow_suspect=asked.allow_suspect, confident=asked.confident,
     )  # fmt: skip
 
 

@@ -59,11 +59,10 @@ class CheckedEvaluation(Evaluation):
         about: more of what the results tell: model, data, training (dictionaries), command, device.
         """
         folder = Path(folder)
-        about.setdefault("data", {"name": "data", "split": "test", "shape": [], "class_names": self.class_names})
-        table: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **about}
+        about.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
         stored = as_results(
             self, name=name, class_names=self.class_names, sanity=self.checks, no_certificate=self.no_certificate,
-            **table,
+            **about,
         )  # fmt: skip
         write_evaluation(folder, *stored)
         write_report([folder], folder / "report.html")
@@ -125,30 +124,32 @@ def evaluate(
     names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
     evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)
     if machine.rank == 0:
-        evaluation.findings += _missing(evaluation.table["label"], len(names))
+        label = evaluation.table["label"]
+        seen = len(label.unique())
+        if seen < len(names):
+            sentence = f"Only {seen} of {len(names)} classes occur in the {len(label)} examples that were tried."
+            evaluation.findings.append(Finding("missing classes", sentence, {"seen": seen}))
         if checks:
             if observe:
-                observe(Progress(len(found.table["label"]), len(pairs), 0, found.cost, "checks", 1.0))
+                observe(Progress(len(label), len(pairs), 0, found.cost, "checks", 1.0))
             _check(evaluation, checked.model if smooth else model, pairs)
     return evaluation
 
 
 def for_curve(stages: Sequence[Any]) -> list[Any]:
-    """What the security curve can afford at each of its radii."""
+    """What the security curve can afford at each of its radii: light attacks, with one restart."""
 
     def light(stage: Any) -> bool:
         costly = getattr(getattr(stage, "attack", None), "name", "") in COSTLY
         return not costly and (getattr(stage, "margin_at_most", None) or 1) >= 0.5
 
-    return [_once(stage) for stage in stages if light(stage)] or [_once(stage) for stage in stages]
+    def once(stage: Any) -> Any:
+        attack = getattr(stage, "attack", None)
+        if not isinstance(attack, Named) or "restarts" not in options_of(attack.builder, attack.given):
+            return stage
+        return replace(stage, attack=attack.but(restarts=1))
 
-
-def _once(stage: Any) -> Any:
-    """The stage with one restart, where its attack has restarts."""
-    attack = getattr(stage, "attack", None)
-    if not isinstance(attack, Named) or "restarts" not in options_of(attack.builder, attack.given):
-        return stage
-    return replace(stage, attack=attack.but(restarts=1))
+    return [once(stage) for stage in stages if light(stage)] or [once(stage) for stage in stages]
 
 
 def _certificate(
@@ -171,13 +172,6 @@ def _certificate(
     if reason and how == "interval":
         raise ValueError(f"{reason}; leave out --certify interval")
     return bound, reason
-
-
-def _missing(label: Tensor, num_classes: int) -> list[Finding]:
-    """A note where classes do not occur."""
-    seen = len(label.unique())
-    sentence = f"Only {seen} of {num_classes} classes occur in the {len(label)} examples that were tried."
-    return [Finding("missing classes", sentence, {"seen": seen})] if seen < num_classes else []
 
 
 def _check(evaluation: CheckedEvaluation, model: Any, pairs: Sequence[tuple[Inputs, Tensor]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -75,15 +76,11 @@ def evaluate_folder(
     model, keep = machine.place(subject.model), out / "parts"
     digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
     told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, _code(subject.architecture)]
-    pairs = list(batches)
-
-    def run() -> Any:
-        return evaluate(
-            model, pairs, threat, stages, seed=s.seed, certify=s.certify, smooth=s.smooth, checks=s.checks,
-            class_names=dataset.class_names, modality=modality, keep=keep, about=json.dumps(told),
-            machine=machine, observe=observe,
-        )  # fmt: skip
-
+    run = functools.partial(
+        evaluate, model, list(batches), threat, stages, seed=s.seed, certify=s.certify, smooth=s.smooth,
+        checks=s.checks, class_names=dataset.class_names, modality=modality, keep=keep, about=json.dumps(told),
+        machine=machine, observe=observe,
+    )  # fmt: skip
     try:
         evaluation = run()
     except OtherSettings:  # of an evaluation that is not wanted any more
@@ -92,7 +89,7 @@ def evaluate_folder(
         evaluation = run()
     if machine.rank:
         return None
-    results: Results = evaluation.save(
+    results = evaluation.save(
         out, name=s.name or subject.name, command=command, training=subject.training, device=str(machine.device),
         model={
             "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),

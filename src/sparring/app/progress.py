@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ SECONDS_BETWEEN_NOTES = 0.25
 
 
 class ProgressLine:
-    """Counts up on standard error: `with ProgressLine("training") as line: line.show(3, "loss 0.2", total=100)`."""
+    """Counts up on standard error: `with ProgressLine("run") as line: line.show(3, lambda: "epoch 1", total=9)`."""
 
     def __init__(self, title: str) -> None:
         self.title, self.started = title, time.monotonic()
@@ -36,33 +35,31 @@ class ProgressLine:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar:
             self.bar.stop()
 
-    def show(self, done: float, note: str | Callable[[], str] = "", *, total: float | None) -> None:
+    def show(self, done: float, note: Callable[[], str], *, total: float | None) -> None:
         """`done` of `total` (None: nobody knows), with a remark; without a terminal a line every ten seconds.
 
-        Whole numbers are shown as they are, a float as a percentage of the total. A remark that costs something to make
-        is given as a function, called only when it is shown.
+        Whole numbers are shown as they are, a float as a percentage of the total. The remark is made when it is shown.
         """
         now = time.monotonic()
+        due = now - self.said >= (SECONDS_BETWEEN_NOTES if self.bar else SECONDS_BETWEEN_LINES)
+        if due:
+            self.said = now
         if self.bar:
-            fresh = now - self.said >= SECONDS_BETWEEN_NOTES
-            if fresh or not callable(note):
-                self.said = now
-                self.bar.update(self.task, note=note() if callable(note) else note)
             self.bar.update(self.task, completed=done, total=total)
-        elif now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said, spent, parts = now, now - self.started, [self.title + ":"]
+            if due:
+                self.bar.update(self.task, note=note())
+        elif due:
+            spent, parts = now - self.started, [self.title + ":"]
             if total is not None:
                 parts.append(f"{done / total:.0%}," if isinstance(done, float) else f"{done}/{total},")
             parts.append(f"{spent:.0f} s,")
             if total is not None and done > 0:
                 parts.append(f"about {spent / done * (total - done):.0f} s left,")
-            print(" ".join([*parts, note() if callable(note) else note]).rstrip(" ,"), file=sys.stderr, flush=True)
+            print(" ".join([*parts, note()]).rstrip(" ,"), file=sys.stderr, flush=True)
 
 
 def training_note(state: Any) -> str:

@@ -6,23 +6,23 @@ No PyTorch here.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import tomllib
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
 from sparring.core.files import read_json
 
 DATA = "[KIND:]PATH,KEY=VALUE...: a name from 'sparring list data', a folder or a file; or FILE.py:FUNCTION"
 THREAT = "what may be changed: linf:8/255, l2:0.5, l1:12, linf:0.1,box=none, or FILE.py:FUNCTION"
 MODEL = "a name from 'sparring list models', or FILE.py:FUNCTION"
+MAX_DROP = "exit 1 if either accuracy falls further below --baseline, such as 0.01; NAME=VALUE for another metric"
 DEVICE = "auto (the fastest there is), cpu, cuda, cuda:1 or mps"
 Seed = Annotated[int, Field(ge=0, le=2**31, description="of every random choice")]
 
@@ -42,12 +42,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ValueError(_sentence(type(self), error.errors()[0])) from None
 
-    def but(self: Own, **changes: Any) -> Own:
+    def but(self, **changes: Any) -> Self:
         """The same with other values."""
         return type(self)(**{**self.model_dump(), **changes})
-
-
-Own = TypeVar("Own", bound=Settings)
 
 
 class TrainingSettings(Settings):
@@ -106,22 +103,42 @@ class EvaluationSettings(Settings):
     name: str | None = _unset("what the report calls this model")
 
 
+class GateSettings(Settings):
+    """What is asked of a result as it is typed; see `results.gate.Demands`."""
+
+    min_robust: float | None = _unset("exit 1 below this robust accuracy, such as 0.45")
+    min_clean: float | None = _unset("exit 1 below this clean accuracy, such as 0.8")
+    min: list[str] = Field(default=[], description="NAME=VALUE: exit 1 below; any metric; repeatable")
+    max: list[str] = Field(default=[], description="NAME=VALUE: exit 1 above; any metric; repeatable")
+    max_drop: list[str] = Field(default=[], description=MAX_DROP)
+    baseline: str | None = _unset("results to compare with: file, evaluation folder or run folder")
+    require_verdict: str | None = _unset("TRUSTED, or SUSPECT for at least that; a file without a verdict fails")
+    allow_suspect: bool = Field(default=False, description="let the verdict SUSPECT pass")
+    confident: bool = Field(
+        default=False, description="hold the lower end of the 95 % interval against the minima and maxima"
+    )
+
+
 def with_options(kind: type[Settings], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the fields of those names become options of a command whose last parameter is `**settings`."""
+    """A decorator: those fields, or all, become options of a command, whose `**` gets what was given."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(**given: Any) -> Any:
+            return command(**{key: value for key, value in given.items() if value is not None})
+
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        added = []
-        for name in names:
-            field = kind.model_fields[name]
-            option = typer.Option(help=about(kind, name), show_default=False)
-            hint = Annotated[_plain(field.annotation) | None, option]  # type: ignore[valid-type]
-            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
-        return command
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
+        for name in names or kind.model_fields:
+            facts = _facts(kind)[name]
+            flags = [f"--{name.replace('_', '-')}"] if facts.get("default") is False else []  # one that has no opposite
+            option = typer.Option(*flags, help=about(kind, name), show_default=False)
+            hint = Annotated[_TYPES[facts["type"]] | None, option]  # type: ignore[valid-type]
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
 
     return decorate
 
@@ -132,18 +149,17 @@ def about(kind: type[Settings], name: str) -> str:
     >>> about(EvaluationSettings, "split")
     'which examples: test or train (default test)'
     """
-    field = kind.model_fields[name]
-    choices = _choices(field.annotation)
-    notes = [_range(field)]
-    if name in SUITED and field.default is None:
+    facts = _facts(kind)[name]
+    default, notes = facts.get("default"), [_range(facts)]
+    if name in SUITED and default is None:
         notes.append("default: by the data")
-    elif field.default is not None and not field.is_required():
-        notes.append(f"default {json.dumps(field.default).strip(chr(34))}")
-    note = "; ".join(filter(None, notes))
-    return (field.description or "") + (f": {' or '.join(choices)}" if choices else "") + (f" ({note})" if note else "")
+    elif default not in (None, []) and default is not False:
+        notes.append(f"default {json.dumps(default).strip(chr(34))}")
+    choices, note = " or ".join(facts.get("enum", ())), "; ".join(filter(None, notes))
+    return facts["description"] + (f": {choices}" if choices else "") + (f" ({note})" if note else "")
 
 
-def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(path: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name: flags over KEY=VALUE pairs over a TOML or JSON file. ValueError for what cannot be read."""
     found = _from_file(path) if path else {}
     for pair in pairs:
@@ -151,7 +167,7 @@ def read_settings(path: Path | None, pairs: tuple[str, ...], flags: Mapping[str,
         if not equals or not key:
             raise ValueError(f"--set {pair!r} is not KEY=VALUE, for example --set learning_rate=0.01")
         found[key.strip()] = _value(value)
-    return found | {key: value for key, value in flags.items() if value is not None}
+    return {**found, **flags}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -179,36 +195,32 @@ def _value(text: str) -> Any:
 
 def _sentence(kind: type[Settings], error: Any) -> str:
     """What pydantic found, in one line: what was got, what was expected."""
-    name, got = str(error["loc"][0]), error["input"]
+    name, got, facts = str(error["loc"][0]), error["input"], _facts(kind)
     if error["type"] == "missing":
-        return f"setting {name} is missing: {kind.model_fields[name].description}"
+        return f"setting {name} is missing: {facts[name]['description']}"
     if error["type"] == "extra_forbidden":
-        return f"setting {name!r} is unknown; there are {', '.join(sorted(kind.model_fields))}"
-    field = kind.model_fields[name]
+        return f"setting {name!r} is unknown; there are {', '.join(sorted(facts))}"
     if error["type"] == "literal_error":
-        return f"{name} {got!r} is unknown; there are {', '.join(_choices(field.annotation))}"
+        return f"{name} {got!r} is unknown; there are {', '.join(facts[name]['enum'])}"
     if error["type"] in ("greater_than_equal", "less_than_equal", "greater_than"):
-        return f"{name} must be {_range(field)}; got {got}"
-    words = " or ".join(getattr(part, "__name__", str(part)) for part in _parts(field.annotation))
-    return f"setting {name} must be of type {words.replace('NoneType', 'None')}; got {got!r}"
+        return f"{name} must be {_range(facts[name])}; got {got}"
+    return f"setting {name} must be of type {error['type'].partition('_')[0]}; got {got!r}"
 
 
-def _range(field: FieldInfo) -> str:
-    limits = {side: getattr(m, side) for m in field.metadata for side in ("ge", "gt", "le") if hasattr(m, side)}
-    if "ge" in limits and "le" in limits:
-        return f"between {limits['ge']} and {limits['le']}"
-    return f"at least {limits['ge']}" if "ge" in limits else f"above {limits['gt']}" if "gt" in limits else ""
+def _range(facts: Mapping[str, Any]) -> str:
+    if "maximum" in facts:
+        return f"between {facts['minimum']} and {facts['maximum']}"
+    if "minimum" in facts:
+        return f"at least {facts['minimum']}"
+    return f"above {facts['exclusiveMinimum']}" if "exclusiveMinimum" in facts else ""
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+@functools.cache
+def _facts(kind: type[Settings]) -> dict[str, dict[str, Any]]:
+    """Of each field what its JSON schema says: description, default, type, choices, limits."""
+    fields = kind.model_json_schema()["properties"]
+    return {name: {**field, **field.get("anyOf", [{}])[0]} for name, field in fields.items()}
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    return next((get_args(part) for part in _parts(hint) if get_origin(part) is Literal), ())
-
-
-def _plain(hint: Any) -> Any:
-    """The type that a command line reads; choices are checked with all the rest, in the same words as in a file."""
-    part = next(part for part in _parts(hint) if part is not type(None))
-    return str if get_origin(part) is Literal else part
+_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[str]}
+"""What a command line reads; choices are checked with all the rest, in the same words as in a file."""

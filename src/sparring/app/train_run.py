@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
@@ -25,7 +26,7 @@ from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
-from sparring.core.registry import Named, named, options_of, parse, text_of
+from sparring.core.registry import Named, named, options_of, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
@@ -34,10 +35,19 @@ from sparring.modalities.base import Dataset, Modality
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
-RUN_SCHEMA = "sparring.run/2"
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Observe = Callable[[TrainingState], bool | None]
+
+
+class RunConfig(BaseModel):
+    """The content of config.json."""
+
+    format: Literal["sparring.run/2"] = Field(alias="schema")
+    settings: TrainingSettings
+    kind: str
+    given: dict[str, Any]
+    class_names: tuple[str, ...] = ()
 
 
 class _Job(NamedTuple):
@@ -58,7 +68,7 @@ def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
     settings = TrainingSettings(**own)
     modality = find_data(settings.data).modality
     recipe, augment = modality.named_recipe(settings.recipe), dict(settings.augment or {})
-    of_recipe, of_augment = options_of(recipe.builder, recipe.given), _augment_options(modality)
+    of_recipe, of_augment = options_of(recipe.builder, recipe.given), modality.augment_options
     for key, value in found.items():
         if key in own:
             continue
@@ -76,16 +86,12 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
-    data, modality, _ = find_data(settings.data)
-    job = _prepare(_completed(settings, data, modality), data, modality)
-    existed = out.exists()
-    write_json(
-        out / "config.json",
-        {
-            "schema": RUN_SCHEMA, "settings": job.settings.model_dump(), "kind": data.kind, "given": dict(data.given),
-            "class_names": list(data.class_names),
-        },
+    job, existed = _prepare(_completed(settings)), out.exists()
+    config = RunConfig(
+        schema="sparring.run/2", settings=job.settings, kind=job.data.kind, given=job.data.given,
+        class_names=job.data.class_names,
     )  # fmt: skip
+    write_json(out / "config.json", config.model_dump(by_alias=True))
     try:
         return _run(job, out, None, observe)
     except Exception:
@@ -113,18 +119,12 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
         )
     state = _read_state(out / "checkpoint.pt")
     start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
-    data, modality, _ = find_data(settings.data)
-    return _run(_prepare(start, data, modality)._replace(settings=settings), out, state, observe)
+    return _run(_prepare(start)._replace(settings=settings), out, state, observe)
 
 
 def read_config(run: Path) -> TrainingSettings:
     """The settings of a run folder."""
-    try:
-        return TrainingSettings(**_config(run)["settings"])
-    except (TypeError, ValueError) as error:
-        if not (run / "config.json").exists() or "config.json" in str(error):
-            raise
-        raise ValueError(f"{run / 'config.json'} holds settings that this version cannot use: {error}") from None
+    return _config(run).settings
 
 
 def load(run: str | Path, which: str = "best", *, model: str | None = None) -> nn.Module:
@@ -141,10 +141,10 @@ def load(run: str | Path, which: str = "best", *, model: str | None = None) -> n
         raise ValueError(
             f"{run} has no {which}.safetensors; it has {', '.join(there) or 'no weights yet: train first'}"
         )
-    settings = read_config(run)
-    trusted(settings, run, {"model": model}, "model")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["given"].items()}
-    network = build_model(model or str(settings.model), find(config["kind"]).models, settings.seed, given)
+    trusted(config.settings, run, {"model": model}, "model")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.given.items()}
+    text, seed = model or str(config.settings.model), config.settings.seed
+    network = build_model(text, find(config.kind).models, seed, given)
     return load_weights(network, weights).eval()
 
 
@@ -156,10 +156,10 @@ def training_record(run: Path, which: str) -> dict[str, Any]:
         history = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(f"{lines} should hold a line for each epoch, but one is not valid JSON ({error})") from None
-    return {**record, "checkpoint": which, "config": _config(run)["settings"], "history": history}
+    return {**record, "checkpoint": which, "config": read_config(run).model_dump(), "history": history}
 
 
-def _config(run: Path) -> dict[str, Any]:
+def _config(run: Path) -> RunConfig:
     path = run / "config.json"
     if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no config.json; make one with sparring train --out {run}")
@@ -170,13 +170,15 @@ def _config(run: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is of Sparring 0.1, which this version cannot read; train again: sparring train --out NEW {asked}"
         )
-    if (
-        not isinstance(config, dict)
-        or config.get("schema") != RUN_SCHEMA
-        or not {"settings", "kind", "given"} <= set(config)
-    ):
-        raise ValueError(f"{path} should hold schema {RUN_SCHEMA}, settings, kind and given of a run; train again")
-    return config
+    try:
+        return RunConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = first["msg"].removeprefix("Value error, ")
+        raise ValueError(
+            f"{path} should hold schema sparring.run/2, settings, kind and given of a run, but has what this version "
+            f"cannot use: {what} ({'.'.join(map(str, first['loc'])) or 'all of it'}); train again"
+        ) from None
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
@@ -205,18 +207,19 @@ def trusted(settings: TrainingSettings, run: Path, named_again: Mapping[str, Any
             )
 
 
-def _completed(settings: TrainingSettings, data: Dataset, modality: Modality) -> TrainingSettings:
+def _completed(settings: TrainingSettings) -> TrainingSettings:
     """The settings with every None replaced by what suits the data, or else by the general default."""
-    of_augment = _augment_options(modality)
+    data, modality, _ = find_data(settings.data)
     suited = {**GENERAL, **modality.presets(data)}
-    usual = {key: option.default for key, option in of_augment.items()}
-    augment = usual | {key: suited.pop(key) for key in of_augment if key in suited} | (settings.augment or {})
+    usual = {key: suited.pop(key, option.default) for key, option in modality.augment_options.items()}
+    augment = usual | (settings.augment or {})
     missing = {key: value for key, value in suited.items() if getattr(settings, key) is None}
     return settings.but(**missing, augment=augment)
 
 
-def _prepare(settings: TrainingSettings, data: Dataset, modality: Modality) -> _Job:
+def _prepare(settings: TrainingSettings) -> _Job:
     """Everything that can be wrong with the settings says so here."""
+    data, modality, _ = find_data(settings.data)
     model = build_model(str(settings.model), modality.models, settings.seed, data.given)
     if settings.weights:
         load_weights(model, Path(settings.weights))
@@ -228,17 +231,13 @@ def _prepare(settings: TrainingSettings, data: Dataset, modality: Modality) -> _
     return _Job(settings, data, modality, model, threat, recipe)
 
 
-def _augment_options(modality: Modality) -> dict[str, Any]:
-    return options_of(modality.augment, ()) if modality.augment else {}
-
-
 def _augment(job: _Job) -> Augment | None:
     """The augmentation with its options, checked as the grammar checks them."""
-    options, make = job.settings.augment or {}, job.modality.augment
+    make = job.modality.augment
     if make is None:
         return None
-    text = "".join(f",{key}={text_of(value)}" for key, value in options.items())
-    augment: Augment | None = named(parse(f"augment{text}"), {"augment": make}, "setting", given=())()
+    options = "".join(f",{key}={text_of(value)}" for key, value in (job.settings.augment or {}).items())
+    augment: Augment | None = named(f"augment{options}", {"augment": make}, "setting", given=())()
     return augment
 
 
@@ -264,13 +263,16 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
             saved = time.monotonic()
         return stop
 
+    learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
+    sgd = s.optimizer == "sgd"
+    optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
     recipe = job.recipe(job.threat)
     if part_of(getattr(recipe, "attack", None), "threat") is not None:
         recipe = Ramped(recipe, Ramp(s.radius_ramp))
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
-            model, batches, recipe, _optimizer(s, model), num_epochs=s.epochs, validate=validate,
+            model, batches, recipe, optimizer, num_epochs=s.epochs, validate=validate,
             score="clean_accuracy" if job.recipe.name == "standard" else "robust_accuracy",
             schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
             resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
@@ -293,14 +295,6 @@ def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any]
         return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
 
     return validate
-
-
-def _optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
-    assert settings.learning_rate is not None and settings.weight_decay is not None
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
 
 def _save_state(out: Path, state: TrainingState) -> None:
@@ -329,20 +323,13 @@ def _finish(out: Path, job: _Job, result: TrainingResult) -> None:
     """How the run ended, and all its weights."""
     _save_history(out, result.history)
     for name in ("best", "last", "averaged"):
-        weights = getattr(result, name)
-        if weights is not None:
+        if (weights := getattr(result, name)) is not None:
             _save_weights(out / f"{name}.safetensors", weights)
     by_epoch = {int(line["epoch"]): line for line in result.history}
-    write_json(
-        out / "training.json",
-        {
-            "recipe": job.recipe.name,
-            "recipe_settings": dict(job.recipe.options),
-            "epochs": job.settings.epochs,
-            "seconds": round(result.seconds, 3),
-            "best_epoch": result.best_epoch,
-            "best": by_epoch.get(result.best_epoch),
-            "last": result.history[-1] if result.history else None,
-            "stopped": result.stopped,
-        },
-    )
+    record = {
+        "recipe": job.recipe.name, "recipe_settings": dict(job.recipe.options), "epochs": job.settings.epochs,
+        "seconds": round(result.seconds, 3), "best_epoch": result.best_epoch,
+        "best": by_epoch.get(result.best_epoch), "last": result.history[-1] if result.history else None,
+        "stopped": result.stopped,
+    }  # fmt: skip
+    write_json(out / "training.json", record)

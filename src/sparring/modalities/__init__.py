@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from sparring.core.registry import Spec, named, parse
+from sparring.core.registry import named, parse
 from sparring.modalities.base import Dataset, Modality
 
 MODALITIES: dict[str, str] = {"images": "sparring.modalities.images"}
@@ -46,11 +46,14 @@ def find_data(text: str) -> Loaded:
     """`load_data`, with the kind of input, and how it was found."""
     spec, taken = parse(text), ""
     if ".py:" in spec.name:
-        return _from_file(spec)
+        data = named(spec, {}, "data", given=())()
+        if not isinstance(data, Dataset):
+            raise TypeError(f"data {text!r} returned a {type(data).__name__}; expected a sparring.Dataset")
+        return Loaded(data, find(data.kind), "")
     if spec.name not in MODALITIES:
-        kind = _kind_of(spec.name if spec.value is None else f"{spec.name}:{spec.value}", text)
-        spec = spec._replace(name=kind, value=spec.name if spec.value is None else f"{spec.name}:{spec.value}")
-        taken = f"data {text} is taken as {kind}; {kind}:{text} would say so"
+        path = spec.name if spec.value is None else f"{spec.name}:{spec.value}"
+        spec = spec._replace(name=_kind_of(path, text), value=path)
+        taken = f"data {text} is taken as {spec.name}; {spec.name}:{text} would say so"
     modality = find(spec.name)
     return Loaded(named(spec, {spec.name: modality.load}, "data", given=())(), modality, taken)
 
@@ -76,10 +79,3 @@ def _kind_of(path: str, text: str) -> str:
     forms = "; ".join(f"{name}: {line}" for name, line in known_data().items() if name.isupper() or "." in name)
     what = "folder" if place.is_dir() else f"{place.suffix or 'plain'} file"
     raise ValueError(f"data {text!r}: cannot read a {what} like this; {expected}. {forms}")
-
-
-def _from_file(spec: Spec) -> Loaded:
-    data = named(spec, {}, "data", given=())()
-    if not isinstance(data, Dataset):
-        raise TypeError(f"data {spec.text!r} returned a {type(data).__name__}; expected a sparring.Dataset")
-    return Loaded(data, find(data.kind), "")

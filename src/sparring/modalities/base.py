@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
-from sparring.core.registry import Builder, Named, named
+from sparring.core.registry import Builder, Named, Option, named, options_of
 from sparring.core.types import Inputs, map_inputs
 from sparring.threats import THREATS, ThreatModel, make_threat
 from sparring.training.recipes import RECIPES
@@ -86,6 +86,11 @@ class Modality:
     certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
     metrics: Callable[..., Any] | None = None
     show: Callable[..., str] | None = None
+
+    @property
+    def augment_options(self) -> dict[str, Option]:
+        """What `augment` takes, by name."""
+        return options_of(self.augment, ()) if self.augment else {}
 
     def make_threat(self, text: str, data: Dataset | None = None, model: Any = None) -> ThreatModel:
         """The threat that a text names, from the own and the shared ones."""

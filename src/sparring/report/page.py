@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from sparring.core.files import write_text
 from sparring.modalities import MODALITIES, find
 from sparring.report import plots, words
 from sparring.results.compare import compare
-from sparring.results.findings import Finding
 from sparring.results.read import StoredEvaluation, read_evaluation
 from sparring.results.schema import AttackEntry, Results
 
@@ -37,31 +37,24 @@ def write_report(folders: Sequence[Path], out: Path, *, title: str | None = None
 
 def _distinct(runs: list[StoredEvaluation]) -> list[StoredEvaluation]:
     """The same runs, a name that occurs again made distinct by its place."""
-    found: list[StoredEvaluation] = []
+    found = list(runs)
     for i, run in enumerate(runs):
-        name = f"{run.name} ({i + 1})" if run.name in [earlier.name for earlier in runs[:i]] else run.name
-        found.append(StoredEvaluation(run.results.model_copy(update={"name": name}), run.rows, run.gallery))
+        if run.name in [earlier.name for earlier in runs[:i]]:
+            found[i] = replace(run, results=run.results.model_copy(update={"name": f"{run.name} ({i + 1})"}))
     return found
 
 
 def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     *others, last = (run.name for run in runs)
     names = f"{', '.join(others)} and {last}" if others else last
-    label = f"Security curve of {names}: accuracy under attack against the radius. Its numbers follow as a table."
     curves = [{point.radius: point.robust_accuracy for point in run.results.curve} for run in runs]
-    cascades, closeness = [cascade(run.results) for run in runs], [margins(run) for run in runs]
-    radius = runs[0].results.threat.radius
+    findings = [(run, finding) for run in runs for finding in run.results.findings]
     return {
-        "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "runs": runs,
-        "threat": runs[0].results.threat, "bars": [bracket(run.results) for run in runs],
-        "findings": worst_first(runs), "cascades": cascades, "closeness": closeness,
-        "cascade_plots": [_cascade_plot(run, c, i) for i, (run, c) in enumerate(zip(runs, cascades, strict=True))],
-        "margin_plots": [_margin_plot(run, m, i) for i, (run, m) in enumerate(zip(runs, closeness, strict=True))],
-        "curve": plots.security_curve(curves, radius, label) if any(curves) else None,
-        "curves": curves, "radii": sorted(set().union(*curves)),
-        "effects": [_effect(runs[0], other) for other in runs[1:]],
-        "learning": [_learning(run, i) for i, run in enumerate(runs)],
-        "galleries": [_gallery(run) for run in runs],
+        "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "names": names, "runs": runs,
+        "threat": runs[0].results.threat, "findings": sorted(findings, key=lambda pair: -pair[1].severity),
+        "bars": [bracket(run.results) for run in runs], "cascades": [cascade(run.results) for run in runs],
+        "closeness": [margins(run) for run in runs], "curves": curves, "radii": sorted(set().union(*curves)),
+        "effects": [_effect(runs[0], other) for other in runs[1:]], "galleries": [_gallery(run) for run in runs],
         "per_class": [{row.label: row for row in run.results.per_class} for run in runs],
         "others": list(dict.fromkeys(name for run in runs for name in run.results.metrics if name not in _SHOWN)),
     }  # fmt: skip
@@ -126,9 +119,8 @@ def cascade(results: Results) -> Cascade:
         settings = attack.settings if isinstance(attack.settings, dict) else {}
         known = [f"{key}={settings[key]}" for key in ("num_steps", "restarts") if settings.get(key) is not None]
         options, passes = options.replace(",", ", ") or ", ".join(known), attack.cost.passes(n)
-        lines.append(
-            Line(attack, name, options, sum(attack.rejected.values()), passes, passes / total if total else None)
-        )
+        share = passes / total if total else None
+        lines.append(Line(attack, name, options, sum(attack.rejected.values()), passes, share))
     seconds = sum(attack.cost.seconds for attack in results.attacks)
     return Cascade(tuple(lines), total, seconds, results.cost.passes(n) if results.cost else None)
 
@@ -152,12 +144,6 @@ def margins(run: StoredEvaluation) -> Margins | None:
     return Margins(tuple(left), len(standing) - len(left))
 
 
-def worst_first(runs: list[StoredEvaluation]) -> list[tuple[StoredEvaluation, Finding]]:
-    """Every finding with its run: invalid, then suspect, then notes; otherwise in the order of the files."""
-    found = [(run, finding) for run in runs for finding in run.results.findings]
-    return sorted(found, key=lambda pair: ("invalid", "suspect", "note").index(pair[1].level))
-
-
 def _effect(base: StoredEvaluation, other: StoredEvaluation) -> dict[str, Any]:
     """The comparison, and what the change cost."""
     seconds: list[Any] = [(run.results.training or {}).get("seconds") for run in (base, other)]
@@ -167,26 +153,6 @@ def _effect(base: StoredEvaluation, other: StoredEvaluation) -> dict[str, Any]:
         "time_ratio": seconds[1] / seconds[0] if all(seconds) else None,
         "pass_ratio": passes[1] / passes[0] if all(passes) else None,
     }  # fmt: skip
-
-
-def _cascade_plot(run: StoredEvaluation, told: Cascade, series: int) -> Any:
-    label = f"Attacks on {run.name}: what stands after each, what it broke, and its passes per image, as in the table."
-    clean = run.results.metrics["clean_accuracy"]
-    steps = [(line.attack.robust_after, line.attack.broke, line.passes) for line in told.lines]
-    return plots.cascade_bars(steps, clean, series, label) if steps else None
-
-
-def _margin_plot(run: StoredEvaluation, told: Margins | None, series: int) -> Any:
-    label = f"Histogram for {run.name}: how much of its clean margin each standing example has left."
-    return plots.margin_histogram(told.left, series, label) if told and told.left else None
-
-
-def _learning(run: StoredEvaluation, series: int) -> Any:
-    training = run.results.training or {}
-    if not training.get("history"):
-        return None
-    label = f"Learning curves of {run.name}: training loss and validation accuracy for each epoch."
-    return plots.learning_curves(training["history"], training.get("best_epoch"), series, label)
 
 
 def _gallery(run: StoredEvaluation) -> Markup:
@@ -202,6 +168,7 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= words.FILTERS
+    environment.globals["plots"] = plots
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=2, ensure_ascii=False, default=lambda record: record.model_dump(mode="json")
     )

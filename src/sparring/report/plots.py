@@ -22,6 +22,7 @@ _INK = "#010203"
 _SERIES = tuple(f"#0a0b{i:02x}" for i in range(6))
 _MARKERS, _DASHES = "os^Dv*", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 3)))
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+_QUARTERS = ([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 _HISTORY = ("train_loss", "clean_accuracy", "robust_accuracy")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10.5, "text.usetex": False,
@@ -46,10 +47,10 @@ def _svg(figure: Figure, label: str) -> Markup:
 
 def _percent_axis(axes: Axes) -> None:
     axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_yticks(*_QUARTERS)
 
 
-def security_curve(curves: Sequence[Mapping[float, Metric]], radius: float | None, label: str) -> Markup:
+def security_curve(curves: Sequence[Mapping[float, Metric]], radius: float | None, names: str) -> Markup:
     """Accuracy against the radius, one line with its 95 % band per model, the threat's radius marked."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "curve"}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
@@ -66,11 +67,13 @@ def security_curve(curves: Sequence[Mapping[float, Metric]], radius: float | Non
         _percent_axis(axes)
         axes.set_xlabel("radius: how much may change")
         axes.set_title("right under attack", pad=18)
+        label = f"Security curve of {names}: accuracy under attack against the radius. Its numbers follow as a table."
         return _svg(figure, label)
 
 
-def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series: int, label: str) -> Markup:
+def learning_curves(training: Mapping[str, Any], series: int, name: str) -> Markup:
     """Training loss above, validation accuracy below, the best epoch marked."""
+    history, best = training["history"], training.get("best_epoch")
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"learning{series}"}):
         figure = Figure(figsize=(5.4, 4.2), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
@@ -90,19 +93,17 @@ def learning_curves(history: Sequence[dict[str, Any]], best: int | None, series:
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=3, handles=bottom.get_legend_handles_labels()[0])
-        return _svg(figure, label)
+        return _svg(figure, f"Learning curves of {name}: training loss and validation accuracy for each epoch.")
 
 
-def cascade_bars(steps: Sequence[tuple[float, int, float]], clean: Metric, series: int, label: str) -> Markup:
-    """One bar per attack: what stands after it and what it broke on the left, its passes per image on the right.
-
-    steps: of each attack the share that stands after it, how many examples of the n it broke, and passes per image.
-    """
+def cascade_bars(lines: Sequence[Any], clean: Metric, series: int, name: str) -> Markup:
+    """One bar per attack: what stands after it and what it broke on the left, its passes per image on the right."""
+    stand = [line.attack.robust_after for line in lines]
+    fell, passes = [line.attack.broke for line in lines], [line.passes for line in lines]
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"cascade{series}", "hatch.linewidth": 0.9}):
-        figure = Figure(figsize=(5.4, 1.1 + 0.27 * len(steps)), layout="constrained")
+        figure = Figure(figsize=(5.4, 1.1 + 0.27 * len(lines)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        colour, rows = _SERIES[series % 6], range(1, len(steps) + 1)
-        stand, fell, passes = (list(column) for column in zip(*steps, strict=True))
+        colour, rows = _SERIES[series % 6], range(1, len(lines) + 1)
         left.barh([0, *rows], [clean.value, *stand], 0.62, color=colour, alpha=0.85)
         broken: dict[str, Any] = {"color": "none", "edgecolor": colour, "hatch": "////", "linewidth": 0.8}
         left.barh(rows, [f / clean.n for f in fell], 0.62, left=stand, **broken)
@@ -121,21 +122,22 @@ def cascade_bars(steps: Sequence[tuple[float, int, float]], clean: Metric, serie
             axes.set_title(title)
             axes.grid(False, axis="y")
             axes.tick_params(axis="y", length=0)
+        label = f"Attacks on {name}: what stands after each, what it broke, and its passes per image, as in the table."
         return _svg(figure, label)
 
 
-def margin_histogram(left: Sequence[float], series: int, label: str) -> Markup:
+def margin_histogram(left: Sequence[float], series: int, name: str) -> Markup:
     """How many standing examples have how much of their clean margin left, in steps of 5 %."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"margins{series}"}):
         figure = Figure(figsize=(5.4, 2.3), layout="constrained")
         axes = figure.add_subplot()
         axes.hist(left, bins=np.linspace(0, 1, 21).tolist(), color=_SERIES[series % 6], rwidth=0.9)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_xticks(*_QUARTERS)
         axes.set_xlim(0, 1)
         axes.set_xlabel("margin left: 0 % would fall")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_title("standing examples")
-        return _svg(figure, label)
+        return _svg(figure, f"Histogram for {name}: how much of its clean margin each standing example has left.")
 
 
 def _number(value: Any) -> float:

@@ -27,6 +27,11 @@ class Finding:
         if self.level not in get_args(Level):
             raise ValueError(f"level of finding {self.name!r}: got {self.level!r}, expected {get_args(Level)}")
 
+    @property
+    def severity(self) -> int:
+        """0 for a note, 1 for suspect, 2 for invalid."""
+        return get_args(Level).index(self.level)
+
 
 def verdict(findings: Iterable[Finding]) -> Verdict:
     """INVALID or SUSPECT if any finding says so, else TRUSTED.
@@ -34,5 +39,5 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     >>> verdict([Finding("random_output", "Two looks differ.", level="suspect")])
     'SUSPECT'
     """
-    levels = {finding.level for finding in findings}
-    return "INVALID" if "invalid" in levels else "SUSPECT" if "suspect" in levels else "TRUSTED"
+    worst: Verdict = get_args(Verdict)[max((finding.severity for finding in findings), default=0)]
+    return worst

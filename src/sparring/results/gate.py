@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sparring.results.compare import attacks_of, compare, differences, shared_examples
 from sparring.results.read import StoredEvaluation, locate, read_evaluation
-from sparring.results.schema import Metric
+from sparring.results.schema import Metric, Results
 from sparring.results.statistics import wilson
 
 SHORT = {"robust_accuracy": "--min-robust", "clean_accuracy": "--min-clean"}
@@ -62,8 +62,8 @@ class Demands:
     confident: bool = False
 
     def __post_init__(self) -> None:
-        for kind in ("least", "most", "max_drop"):
-            for name, value in getattr(self, kind).items():
+        for kind, bounds in (("min", self.least), ("max", self.most), ("max-drop", self.max_drop)):
+            for name, value in bounds.items():
                 _check_bound(kind, name, value, share=name in SHARES)
         if bool(self.max_drop) != (self.baseline is not None):
             raise ValueError(
@@ -118,93 +118,87 @@ def judge(judged: StoredEvaluation, demands: Demands) -> Decision:
 
     `judge(read_evaluation("run"), Demands(least={"robust_accuracy": 0.45})).passed` is whether 45 % hold.
     """
+    checks = [*_verdict(judged.results, demands), *_bounds(judged.results, demands)]
+    notes = []
+    if judged.results.verdict is None and not demands.require_verdict:
+        notes.append("there is no verdict in this file (made with --no-checks): nobody checked whether it holds")
     if demands.baseline is not None:
         _same_question(judged, demands.baseline)
-    checks = (*_verdict(judged, demands), *_bounds(judged, demands), *_drops(judged, demands))
+        checks += _drops(judged.results, demands.baseline.results, demands.max_drop)
+        notes += _notes(judged, demands.baseline)
     if not checks:
         raise ValueError(
             "nothing to check: the file has no verdict and no threshold was given, so the gate would always be open; "
             "give --min-robust, --min-clean, --min, --max, or --baseline with --max-drop"
         )
-    return Decision(checks, tuple(_notes(judged, demands)))
+    return Decision(tuple(checks), tuple(notes))
 
 
-def _verdict(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
-    word, asked = judged.results.verdict, demands.require_verdict
-    if word is None:
-        if asked:
-            sentence = f"there is no verdict in this file; --require-verdict {asked} needs one, so evaluate again"
-            yield GateCheck("verdict", False, sentence)
-        return
-    seen = [finding.name for finding in judged.results.findings if finding.level == word.lower()]
+def _verdict(results: Results, demands: Demands) -> Iterator[GateCheck]:
+    word, asked = results.verdict, demands.require_verdict
+    seen = [finding.name for finding in results.findings if finding.level == str(word).lower()]
     because = f" ({', '.join(seen)})" if seen else ""
-    if word == "INVALID":
+    if word is None and asked:
+        sentence = f"there is no verdict in this file; --require-verdict {asked} needs one, so evaluate again"
+        yield GateCheck("verdict", False, sentence)
+    elif word == "INVALID":
         yield GateCheck("verdict", False, f"verdict INVALID{because}: the numbers mean nothing until that is mended")
     elif word == "SUSPECT":
         allowed = demands.allow_suspect or asked == "SUSPECT"
         advice = f"--require-verdict {asked} needs better" if asked else "or allow it: sparring gate --allow-suspect"
         advice = "allowed" if allowed else f"robust accuracy may be too high; see the findings; {advice}"
         yield GateCheck("verdict", allowed, f"verdict SUSPECT{because}: {advice}")
-    else:
+    elif word:
         yield GateCheck("verdict", True, f"verdict {word}")
 
 
-def _bounds(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
+def _bounds(results: Results, demands: Demands) -> Iterator[GateCheck]:
     how = " with --confident" if demands.confident else ""
-    for kind, bounds in (("least", demands.least), ("most", demands.most)):
+    for kind, bounds in (("min", demands.least), ("max", demands.most)):
         for name, value in bounds.items():
-            metric = _metric(judged, name)
+            metric = _metric(results, name)
             _check_bound(kind, name, value, share=metric.count is not None)
-            passed, needs = _keeps(metric, _exact(value), kind == "least", demands.confident)
+            passed, needs = _keeps(metric, _exact(value), kind == "min", demands.confident)
             sentence = f"{_in_words(name, metric)}; {_asked(kind, name, value)}{how} {needs}"
-            yield GateCheck(f"{'min' if kind == 'least' else 'max'}_{name}", passed, sentence)
+            yield GateCheck(f"{kind}_{name}", passed, sentence)
 
 
-def _drops(judged: StoredEvaluation, demands: Demands) -> Iterator[GateCheck]:
-    for name, drop in demands.max_drop.items() if demands.baseline else ():
-        metric, before = _metric(judged, name), _metric(demands.baseline, name)
+def _drops(results: Results, base: Results, max_drop: Mapping[str, float]) -> Iterator[GateCheck]:
+    for name, drop in max_drop.items():
+        metric, before = _metric(results, name), _metric(base, name)
         up, now, then = metric.higher_is_better, _value(metric), _value(before)
         passed, needs = _keeps(metric, then - _exact(drop) if up else then + _exact(drop), up, False)
         change = f"{float(now - then):+.4g} from the baseline's {before.value:.6g}"
         if metric.count is not None and before.count is not None:
             of = "" if before.n == metric.n else f" of {before.n}"
             change = f"{float(100 * (now - then)):+.2f} points from the baseline's {before.count}{of}"
-        sentence = f"{_in_words(name, metric)}, {change}; {_asked('max_drop', name, drop)} {needs}"
+        sentence = f"{_in_words(name, metric)}, {change}; {_asked('max-drop', name, drop)} {needs}"
         yield GateCheck(f"drop_{name}", passed, sentence)
 
 
 def _keeps(metric: Metric, bound: Fraction, least: bool, confident: bool) -> tuple[bool, str]:
     """Whether the metric keeps an exact bound, and what would do."""
     if metric.count is None:
-        end = (metric.low if least else metric.high) if confident else metric.value
-        return (_exact(end) >= bound if least else _exact(end) <= bound), f"{'needs' if least else 'allows'} " + (
-            f"{float(bound):.6g}"
-        )
+        end = _exact((metric.low if least else metric.high) if confident else metric.value)
+        return (end >= bound if least else end <= bound), f"{'needs' if least else 'allows'} {float(bound):.6g}"
     n, counts = metric.n, range(metric.n + 1)
     if least:
         needed = max(0, math.ceil(bound * n))
         if confident:  # n + 1 where none does
             needed = bisect_left(counts, float(bound), key=lambda count: wilson(count, n).low)
-        what = f"{needed}" if needed <= n else f"more than all {n}: measure more examples"
-        return metric.count >= needed, f"needs {what}"
+        return metric.count >= needed, f"needs {needed if needed <= n else f'more than all {n}: measure more examples'}"
     allowed = min(n, math.floor(bound * n))
     if confident:
         allowed = bisect_right(counts, float(bound), key=lambda count: wilson(count, n).high) - 1
     return metric.count <= allowed, f"allows {allowed if allowed >= 0 else 'fewer than none: measure more examples'}"
 
 
-def _notes(judged: StoredEvaluation, demands: Demands) -> Iterator[str]:
-    if judged.results.verdict is None and not demands.require_verdict:
-        yield "there is no verdict in this file (made with --no-checks): nobody checked whether it holds"
-    base = demands.baseline
-    if base is None:
-        return
+def _notes(judged: StoredEvaluation, base: StoredEvaluation) -> Iterator[str]:
     if base.results.verdict in ("SUSPECT", "INVALID"):
         yield f"the baseline's own verdict is {base.results.verdict}, so the drop from it may say little"
     if attacks_of(judged.results) != attacks_of(base.results):
         yield "the baseline was measured with other attacks, which may explain a difference; evaluate it again"
-    test = compare(base, judged).robust.test
-    if test:
+    if test := compare(base, judged).robust.test:
         yield (
             f"example by example: {test.only_b} robust only now, {test.only_a} only in the baseline, "
             f"McNemar's exact p = {test.p_value:.2g} (for information; it does not decide)"
@@ -220,44 +214,39 @@ def _same_question(judged: StoredEvaluation, base: StoredEvaluation) -> None:
         )
     if judged.rows is None or base.rows is None:
         return
-    index, why_not = shared_examples(base, judged)
-    if why_not or len(index) < len(base.rows):
-        why_not = why_not or f"{len(base.rows) - len(index)} examples are in one of the two evaluations only."
+    pairs, why_not = shared_examples(base, judged)
+    if len(pairs) < len(base.rows):
+        why_not = why_not or f"{len(base.rows) - len(pairs)} examples are in one of the two evaluations only."
         raise ValueError(f"the baseline is about other examples: {why_not} Evaluate both on the same data and split")
 
 
-def _metric(stored: StoredEvaluation | None, name: str) -> Metric:
-    found = stored.results.metrics if stored else {}
-    if name not in found:
-        raise ValueError(f"there is no {name} in the results of {stored.name if stored else ''}, so nothing can be "
-                         f"asked of it; there are {', '.join(found)}")  # fmt: skip
-    return found[name]
+def _metric(results: Results, name: str) -> Metric:
+    if name not in results.metrics:
+        raise ValueError(f"there is no {name} in the results of {results.name}, so nothing can be asked of it; "
+                         f"there are {', '.join(results.metrics)}")  # fmt: skip
+    return results.metrics[name]
 
 
 def _check_bound(kind: str, name: str, value: float, share: bool) -> None:
     if share and not 0 <= value <= 1:
         hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
         raise ValueError(f"{_asked(kind, name, value)}: expected a share between 0 and 1, not per cent{hint}")
-    if not math.isfinite(value) or (kind == "max_drop" and value < 0):
+    if not math.isfinite(value) or (kind == "max-drop" and value < 0):
         raise ValueError(f"{_asked(kind, name, value)}: expected a number that {name} could have")
 
 
 def _asked(kind: str, name: str, value: float) -> str:
     """A demand as it is typed."""
-    if kind == "max_drop":
-        return f"--max-drop {value:g}" if name in SHORT else f"--max-drop {name}={value:g}"
-    if kind == "least" and name in SHORT:
-        return f"{SHORT[name]} {value:g}"
-    return f"{'--min' if kind == 'least' else '--max'} {name}={value:g}"
+    if name in SHORT and kind != "max":
+        return f"{SHORT[name] if kind == 'min' else '--max-drop'} {value:g}"
+    return f"--{kind} {name}={value:g}"
 
 
 def _in_words(name: str, metric: Metric) -> str:
     words = name.replace("_", " ")
-    return (
-        f"{words} {metric.value:.6g}"
-        if metric.count is None
-        else (f"{words} {metric.count / metric.n:.1%} ({metric.count} of {metric.n})")
-    )
+    if metric.count is None:
+        return f"{words} {metric.value:.6g}"
+    return f"{words} {metric.count / metric.n:.1%} ({metric.count} of {metric.n})"
 
 
 def _value(metric: Metric) -> Fraction:

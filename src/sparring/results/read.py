@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,7 @@ def read_evaluation(path: Path | str) -> StoredEvaluation:
     if file.name != "results.json":
         return StoredEvaluation(results)
     table, pictures = file.with_name("examples.csv"), file.with_name("gallery.npz")
-    rows = _rows(table) if table.exists() else None
-    if rows is not None:
-        _check_rows(table, rows.values(), results)
+    rows = _rows(table, results) if table.exists() else None
     return StoredEvaluation(results, rows, _gallery(pictures) if pictures.exists() else None)
 
 
@@ -79,7 +77,7 @@ def _results(path: Path) -> Results:
         raise _wrong(path, f"what docs/results-schema.md says; {where}{': ' if where else ''}{what}{got}") from None
 
 
-def _rows(path: Path) -> dict[int, Row]:
+def _rows(path: Path, results: Results) -> dict[int, Row]:
     rows: dict[int, Row] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -91,6 +89,7 @@ def _rows(path: Path) -> dict[int, Row]:
                 rows[row.index] = row
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise _wrong(path, f"{', '.join(Row._fields)} in every row; line {lines.line_num}: got {error}") from None
+    _check_sums(path, list(rows.values()), results)
     return rows
 
 
@@ -120,22 +119,20 @@ def _row(line: Mapping[str, str]) -> Row:
     return row
 
 
-def _check_rows(path: Path, rows: Iterable[Row], results: Results) -> None:
+def _check_sums(path: Path, rows: list[Row], results: Results) -> None:
     """Raises ValueError unless the table adds up to what results.json says."""
-    rows, metrics = list(rows), results.metrics
-    stated: dict[str, int | None] = {"examples": metrics["clean_accuracy"].n}
-    counted = {"examples": len(rows)}
+    stated = Counter(examples=results.metrics["clean_accuracy"].n)
+    counted = Counter(examples=len(rows))
     for what, name in (("correct", "clean"), ("robust", "robust"), ("certified", "certified")):
-        if f"{name}_accuracy" in metrics:
-            stated[what] = metrics[f"{name}_accuracy"].count
+        if metric := results.metrics.get(f"{name}_accuracy"):
+            stated[what] = metric.count or 0
             counted[what] = sum(bool(getattr(row, what)) for row in rows)
-    broken = Counter(row.broken_by for row in rows if row.broken_by)
-    for name in dict.fromkeys([*(attack.name for attack in results.attacks), *broken]):
-        stated[f"broken by {name}"] = sum(attack.broke for attack in results.attacks if attack.name == name)
-        counted[f"broken by {name}"] = broken[name]
-    for what, number in stated.items():
-        if counted[what] != number:
-            raise _wrong(path, f"the {number} {what} that results.json beside it counts, got {counted[what]}")
+    for attack in results.attacks:
+        stated[f"broken by {attack.name}"] += attack.broke
+    counted.update(f"broken by {row.broken_by}" for row in rows if row.broken_by)
+    for what in stated | counted:
+        if counted[what] != stated[what]:
+            raise _wrong(path, f"the {stated[what]} {what} that results.json beside it counts, got {counted[what]}")
 
 
 def _gallery(path: Path) -> dict[str, np.ndarray]:

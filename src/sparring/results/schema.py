@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,7 +14,6 @@ from pydantic.dataclasses import dataclass
 from sparring.results.findings import Finding, Verdict, verdict
 
 FORMAT: Literal["sparring.results/2"] = "sparring.results/2"
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -34,10 +33,9 @@ class Metric:
     def __post_init__(self) -> None:
         if self.n < 1 or self.low > self.high:
             raise ValueError(f"expected n >= 1 and low <= high, got n {self.n}, low {self.low}, high {self.high}")
-        if self.count is None:
-            return
-        if not 0 <= self.count <= self.n or abs(self.value - self.count / self.n) > 1e-9:
-            raise ValueError(f"expected value = count / n in [0, 1], got {self.value}, {self.count} of {self.n}")
+        count = self.count
+        if count is not None and not (0 <= count <= self.n and abs(self.value - count / self.n) <= 1e-9):
+            raise ValueError(f"expected value = count / n in [0, 1], got {self.value}, {count} of {self.n}")
 
 
 class Row(NamedTuple):
@@ -62,7 +60,7 @@ class Row(NamedTuple):
 
 
 class _Entry(BaseModel):
-    model_config = _STRICT
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class CostEntry(_Entry):
@@ -186,17 +184,14 @@ class Results(_Entry):
         broke = sum(attack.broke for attack in self.attacks)
         if self.attacks and counts[0] - broke != counts[1]:
             raise ValueError(f"{counts[0]} were right and the attacks broke {broke}, but {counts[1]} are robust")
-        if self.verdict is not None and _SEVERITY.index(self.verdict) < _SEVERITY.index(verdict(self.findings)):
-            worst = verdict(self.findings)
+        words, worst = get_args(Verdict), verdict(self.findings)
+        if self.verdict is not None and words.index(self.verdict) < words.index(worst):
             raise ValueError(f"expected a verdict no milder than its findings, got {self.verdict}; they say {worst}")
         return self
 
     def plain(self) -> dict[str, Any]:
         """What goes into the file, as JSON knows it."""
         return self.model_dump(mode="json", by_alias=True)
-
-
-_SEVERITY = ("TRUSTED", "SUSPECT", "INVALID")
 
 
 def json_schema() -> dict[str, Any]:

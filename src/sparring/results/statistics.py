@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -44,7 +45,7 @@ def examples_needed(width: float, share: float = 0.5, level: float = 0.95) -> in
 
     width in [1e-6, 1): twice the "plus or minus"; share in [0, 1]: about where the share is expected, 0.5 needs the
     most. ValueError otherwise. The width is 2 z sqrt(share (1 - share) n + z^2 / 4) / (n + z^2), as if share * n
-    examples could be counted whether whole or not. It falls with every n, so a search by halves finds the first.
+    examples could be counted whether whole or not; it falls with every n.
 
     Source: Wilson 1927.
 
@@ -58,16 +59,10 @@ def examples_needed(width: float, share: float = 0.5, level: float = 0.95) -> in
         )
     z = _two_sided(level)
 
-    def wide(n: int) -> bool:
-        return 2 * z * math.sqrt(share * (1 - share) * n + z * z / 4) / (n + z * z) > width
+    def narrow(n: int) -> bool:
+        return 2 * z * math.sqrt(share * (1 - share) * n + z * z / 4) / (n + z * z) <= width
 
-    too_few, enough = 0, 1
-    while wide(enough):
-        too_few, enough = enough, 2 * enough
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        too_few, enough = (middle, enough) if wide(middle) else (too_few, middle)
-    return enough
+    return 1 + bisect_left(range(1, 10**15), True, key=narrow)
 
 
 class McNemar(NamedTuple):
@@ -127,7 +122,11 @@ class Change:
 
     @property
     def within_chance(self) -> bool:
-        return self.low <= 0 <= self.high if self.test is None else self.test.p_value >= 0.05
+        return self.low <= 0 <= self.high if self.test is None else not self.is_sure(1)
+
+    def is_sure(self, num_looks: int) -> bool:
+        """Whether it is beyond chance by McNemar's test, with Bonferroni's correction for that many looks."""
+        return self.test is not None and self.test.p_value * num_looks < 0.05
 
 
 def paired_change(before: Sequence[bool], after: Sequence[bool]) -> Change:

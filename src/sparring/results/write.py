@@ -27,8 +27,8 @@ def write_evaluation(
         arrays: dict[str, Any] = dict(gallery)
         write_atomically(folder / "gallery.npz", lambda stream: np.savez_compressed(stream, **arrays))
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([Row._fields, *([_cell(value) for value in row] for row in rows)])
+    cells = ([_cell(value) for value in row] for row in rows)
+    csv.writer(table, lineterminator="\n").writerows([Row._fields, *cells])
     write_text(folder / "examples.csv", table.getvalue())
     write_json(folder / "results.json", results.plain())
     return folder / "results.json"

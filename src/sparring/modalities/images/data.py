@@ -20,8 +20,6 @@ from sparring.modalities.base import Dataset
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
-
-
 KNOWN = {
     "digits": "scikit-learn's 8x8 digits; needs nothing.",
     "mnist": "From $SPARRING_DATA/mnist when that is there, else from the Hugging Face hub.",
@@ -50,13 +48,9 @@ def reads(path: Path) -> bool:
 
 
 def read_images(path: str) -> Dataset:
-    """The data set "digits", "mnist" or "cifar10", or that of a folder of parquet or an .npz file.
+    """The data set of a name in `KNOWN`, of a folder of parquet or of an .npz file, whose float images lie in [0, 1].
 
-    "mnist" and "cifar10" come from the folder $SPARRING_DATA/<name> if it exists, else from the Hugging Face
-    hub. Parquet: train-*.parquet and test-*.parquet (or validation-*), columns `image` or `img`, and `label`.
-    Npz: x_train, y_train, x_test, y_test; x uint8 (N, H, W) or (N, H, W, C), float images in [0, 1] as
-    (N, C, H, W), or float features (N, D). FileNotFoundError where nothing is found, ValueError where the
-    content will not do.
+    FileNotFoundError where nothing is found, ValueError where the content will not do.
 
     >>> read_images("digits").shape
     (1, 8, 8)
@@ -92,31 +86,29 @@ def _download(name: str) -> Path:
         return Path(hub.snapshot_download(HUB[name], repo_type="dataset", allow_patterns="*.parquet"))
     except Exception as error:  # the client's own errors, and those of the network library below it
         raise FileNotFoundError(
-            f"data {name!r}: the download of {HUB[name]} failed ({type(error).__name__}: "
-            f"{str(error).strip()[:300]}), and SPARRING_DATA={os.environ.get('SPARRING_DATA', '')!r} holds "
-            f"no folder {name}. Offline, set it to a folder with {name}/train-*.parquet and "
-            f"{name}/test-*.parquet"
+            f"data {name!r}: the download of {HUB[name]} failed ({type(error).__name__}: {str(error).strip()[:300]}), "
+            f"and SPARRING_DATA={os.environ.get('SPARRING_DATA', '')!r} holds no folder {name}. Offline, set it to a "
+            f"folder with {name}/train-*.parquet and {name}/test-*.parquet"
         ) from error
 
 
 def _parquet(folder: Path, name: str) -> Dataset:
     found = sorted(folder.rglob("*.parquet"))
-    splits = {
-        s: [p for p in found if p.stem == s or p.stem.startswith(f"{s}-")] for s in ("train", "test", "validation")
-    }
-    test = "test" if splits["test"] else "validation"
-    for split, files in (("train", splits["train"]), ("test", splits[test])):
-        if not files:
-            raise ValueError(
-                f"data folder {folder} has no {split} split: expected {split}-*.parquet"
-                f"{' or validation-*.parquet' if split == 'test' else ''}, found "
-                f"{[p.name for p in found[:5]]}. Robustness is measured on examples "
-                "not seen in training: split the data into two files"
-            )
-    if len({p.parent for p in splits["train"] + splits[test]}) > 1:
+
+    def files_of(split: str) -> list[Path]:
+        return [p for p in found if p.stem == split or p.stem.startswith(f"{split}-")]
+
+    train, test = files_of("train"), files_of("test") or files_of("validation")
+    if not train or not test:
+        lacks = "test split: expected test-*.parquet or validation" if train else "train split: expected train"
+        raise ValueError(
+            f"data folder {folder} has no {lacks}-*.parquet, found {[p.name for p in found[:5]]}. Robustness is "
+            "measured on examples not seen in training: split the data into two files"
+        )
+    if len({p.parent for p in train + test}) > 1:
         raise ValueError(f"data folder {folder} holds several data sets in subfolders; name one of the subfolders")
-    x_train, y_train, names = _table(splits["train"])
-    x_test, y_test, _ = _table(splits[test])
+    x_train, y_train, names = _table(train)
+    x_test, y_test, _ = _table(test)
     return _dataset(name, x_train, y_train, x_test, y_test, names)
 
 
@@ -126,10 +118,9 @@ def _table(files: list[Path]) -> tuple[np.ndarray, np.ndarray, list[str] | None]
     image = next((c for c in ("image", "img") if c in table.column_names), None)
     if image is None or "label" not in table.column_names:
         raise ValueError(f"{files[0]}: columns {table.column_names}; expected `image` or `img`, and `label`")
-    if "bytes" not in [field.name for field in getattr(table[image].type, "fields", [])]:
-        raise ValueError(
-            f"{files[0]}: column {image!r} is {table[image].type}; expected a struct with the file's `bytes`"
-        )
+    kind = table[image].type
+    if "bytes" not in [field.name for field in getattr(kind, "fields", [])]:
+        raise ValueError(f"{files[0]}: column {image!r} is {kind}; expected a struct with the file's `bytes`")
     raw = [b for chunk in table[image].chunks for b in chunk.field("bytes").to_pylist()]
     about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
@@ -139,7 +130,7 @@ def _table(files: list[Path]) -> tuple[np.ndarray, np.ndarray, list[str] | None]
 def _decode(raw: list[Any], file: Path) -> np.ndarray:
     """uint8 (N, H, W) or (N, H, W, 3) of compressed images that share one shape."""
     pillow = _need("PIL.Image", "decoding images")
-    out = np.empty(0, np.uint8)
+    images: list[np.ndarray] = []
     for i, content in enumerate(raw):
         try:
             with pillow.open(io.BytesIO(content)) as image:
@@ -149,15 +140,13 @@ def _decode(raw: list[Any], file: Path) -> np.ndarray:
                 pixels = np.asarray(image if image.mode == mode else image.convert(mode))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: image {i} cannot be read ({error})") from error
-        if i == 0:
-            out = np.empty((len(raw), *pixels.shape), np.uint8)
-        if pixels.shape != out.shape[1:]:
+        images.append(pixels)
+        if pixels.shape != images[0].shape:
             raise ValueError(
-                f"{file}: image {i} has shape {pixels.shape}, image 0 has {out.shape[1:]}; a batch needs one "
-                "shape: resize the images, and use gray or colour throughout"
+                f"{file}: image {i} has shape {pixels.shape}, image 0 has {images[0].shape}; a batch needs one shape: "
+                "resize the images, and use gray or colour throughout"
             )
-        out[i] = pixels
-    return out
+    return np.stack(images) if images else np.empty(0, np.uint8)
 
 
 def _npz(path: Path) -> Dataset:
@@ -174,7 +163,6 @@ def _npz(path: Path) -> Dataset:
 
 
 def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, class_names: list[str] | None) -> Dataset:
-    """The arrays as a Dataset. ValueError, naming the split, where inputs or labels will not do."""
     x_train, y_train = _inputs(x_train, "x_train", name), _labels(y_train, "y_train", name)
     x_test, y_test = _inputs(x_test, "x_test", name), _labels(y_test, "y_test", name)
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -198,19 +186,20 @@ def _inputs(x: np.ndarray, key: str, name: str) -> Tensor:
     """uint8 or float32, features (N, D) or images (N, C, H, W)."""
     if x.ndim not in (2, 3, 4) or x.size == 0:
         raise ValueError(f"{name}: {key} has shape {x.shape}; expected examples (N, D), (N, H, W) or with channels")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
+    is_bytes = x.dtype == np.uint8
+    if not is_bytes and x.dtype.kind != "f":
         raise ValueError(f"{name}: {key} is {x.dtype}; expected uint8 (0 to 255) or floats: use .astype(numpy.float32)")
-    if x.dtype != np.uint8 and not np.isfinite(x).all():
+    if not is_bytes and not np.isfinite(x).all():
         raise ValueError(f"{name}: {key} holds NaN or infinity; no attack can work with it: fill or drop those rows")
-    if x.dtype != np.uint8 and x.ndim > 2 and (x.min() < 0 or x.max() > 1):
+    if not is_bytes and x.ndim > 2 and (x.min() < 0 or x.max() > 1):
         raise ValueError(
             f"{name}: {key} holds float images from {x.min():.4g} to {x.max():.4g}; expected [0, 1], the "
             "unit of every radius: store uint8, or undo the normalisation, which belongs inside the model"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
+    tensor = torch.from_numpy(np.ascontiguousarray(x if is_bytes else x.astype(np.float32)))
     if x.ndim == 3:
         return tensor[:, None]
-    channels_last = x.ndim == 4 and x.shape[3] in (1, 3, 4) and (x.dtype == np.uint8 or x.shape[1] not in (1, 3, 4))
+    channels_last = x.ndim == 4 and x.shape[3] in (1, 3, 4) and (is_bytes or x.shape[1] not in (1, 3, 4))
     return tensor.permute(0, 3, 1, 2).contiguous() if channels_last else tensor
 
 
@@ -219,9 +208,7 @@ def _labels(y: np.ndarray, key: str, name: str) -> Tensor:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "biuf" or (y.dtype.kind == "f" and not (y == np.floor(y)).all()):
-        raise ValueError(
-            f"{name}: {key} is {y.dtype} {y.shape}; expected whole numbers (N,), one class for each example"
-        )
+        raise ValueError(f"{name}: {key} is {y.dtype} {y.shape}; expected whole numbers (N,), one class per example")
     if y.size == 0 or y.min() < 0:
         raise ValueError(f"{name}: {key} holds {'nothing' if y.size == 0 else y.min()}; classes count from 0")
     return torch.from_numpy(y.astype(np.int64))

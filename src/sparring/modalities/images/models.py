@@ -52,26 +52,16 @@ def cnn_small(shape: Shape, num_classes: int, *, normalize: nn.Module | None = N
     )  # fmt: skip
 
 
-def cnn_mnist(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
+def cnn_mnist(
+    shape: Shape, num_classes: int, widths: Sequence[int] = (16, 32, 100), *, normalize: nn.Module | None = None
+) -> nn.Module:
     """Two convolutions (16, 32) and two linear layers (100, K) for 28x28 pixels, taken as they are.
 
-    Source: Wong, Rice and Kolter 2020, "Fast is better than free"; the net of the authors' MNIST code,
-    which feeds [0, 1] pixels as they are.
+    Source: Wong, Rice and Kolter 2020, "Fast is better than free"; the net of the authors' MNIST code.
     """
-    return _mnist(shape, num_classes, (16, 32, 100), "cnn-mnist", normalize)
-
-
-def cnn_mnist_wide(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
-    """`cnn_mnist` with widths 32, 64 and 256."""
-    return _mnist(shape, num_classes, (32, 64, 256), "cnn-mnist-wide", normalize)
-
-
-def _mnist(
-    shape: Shape, num_classes: int, widths: tuple[int, int, int], name: str, normalize: nn.Module | None
-) -> nn.Module:
-    channels, height, width = _image(shape, name, 28)
+    channels, height, width = _image(shape, "cnn-mnist", 28)
     if (height, width) != (28, 28):
-        raise ValueError(f"{name} takes images of 28x28 pixels, got {height}x{width}; use {default_for(shape)}")
+        raise ValueError(f"cnn-mnist takes images of 28x28 pixels, got {height}x{width}; use {default_for(shape)}")
     first, second, hidden = widths
     return nn.Sequential(
         normalize or Normalize(0.0, 1.0),
@@ -79,6 +69,11 @@ def _mnist(
         nn.Conv2d(first, second, 4, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(second * 7 * 7, hidden), nn.ReLU(), nn.Linear(hidden, num_classes),
     )  # fmt: skip
+
+
+def cnn_mnist_wide(shape: Shape, num_classes: int, *, normalize: nn.Module | None = None) -> nn.Module:
+    """`cnn_mnist` with widths 32, 64 and 256."""
+    return cnn_mnist(shape, num_classes, (32, 64, 256), normalize=normalize)
 
 
 def resnet_small(
@@ -98,12 +93,9 @@ def resnet_small(
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp,
-    "cnn-small": cnn_small,
-    "cnn-mnist": cnn_mnist,
-    "cnn-mnist-wide": cnn_mnist_wide,
+    "mlp": mlp, "cnn-small": cnn_small, "cnn-mnist": cnn_mnist, "cnn-mnist-wide": cnn_mnist_wide,
     "resnet-small": resnet_small,
-}
+}  # fmt: skip
 
 
 def build(name: str, shape: Shape, num_classes: int, seed: int) -> nn.Module:
