@@ -32,7 +32,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _say(f"error: {_one_line(error)}")
+        text = getattr(error, "format_message", error.__str__)() or type(error).__name__
+        _say(f"error: {' '.join(text.split())}")
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 
@@ -115,7 +116,7 @@ def evaluate_(
         if weights or (model and ".py:" not in model):
             raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
         config, out = read_config(run), out or run / "evaluation"
-        trusted(config, run, {**given, "model": model}, "data", "threat", "model")
+        trusted(config, run, given, "data", "threat")
         given = {"data": config.data, "threat": config.threat, **given}
         subject = from_run(run, checkpoint or "best", model)
     else:
@@ -237,7 +238,6 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
 
 
 def _say_results(found: Any) -> None:
-    """The findings, the worst first, and the numbers."""
     for finding in sorted(found.findings, key=lambda finding: -finding.severity):
         _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
     clean, robust, certified = (found.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
@@ -258,7 +258,6 @@ def _say_taken(data: str) -> None:
 
 
 def _demands(judged: Path, asked: GateSettings) -> Any:
-    """What the gate is asked, checked before anything is measured."""
     from sparring.results.gate import SHORT, Demands, read_baseline, read_bounds
 
     short = zip(SHORT, (asked.min_robust, asked.min_clean), strict=True)
@@ -286,11 +285,6 @@ def _gate(results: Path, demands: Any) -> None:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def _one_line(error: BaseException) -> str:
-    text = getattr(error, "format_message", lambda: str(error))() or type(error).__name__
-    return " ".join(str(text).split())
 
 
 if __name__ == "__main__":

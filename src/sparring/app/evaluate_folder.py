@@ -6,9 +6,8 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -23,8 +22,7 @@ from sparring.modalities import find_data
 from sparring.results.schema import Results
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A model to be evaluated, and what its results should say about it."""
 
     model: nn.Module
@@ -54,13 +52,9 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
 
 
 def evaluate_folder(
-    subject: Subject,
-    out: Path,
-    settings: EvaluationSettings,
-    *,
-    command: str | None = None,
+    subject: Subject, out: Path, settings: EvaluationSettings, *, command: str | None = None,
     observe: Callable[[Progress], object] | None = None,
-) -> Results | None:
+) -> Results | None:  # fmt: skip
     """Evaluates on the first examples of a split, writes the folder, and returns what results.json holds.
 
     Finished batches lie in `out`/parts until all is done: a call with the same settings goes on there. Where
@@ -73,13 +67,15 @@ def evaluate_folder(
     stages = modality.make_plan(s.attacks, threat)
     batches = dataset.batches(s.split, s.batch_size, s.num_examples)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
-    model, keep = machine.place(subject.model), out / "parts"
-    digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest() if subject.weights else None
-    told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, _code(subject.architecture)]
+    keep = out / "parts"
+    digest = _sha256(subject.weights) if subject.weights else None
+    file = Path(subject.architecture.rpartition(":")[0]).expanduser()
+    code = _sha256(file) if file.suffix == ".py" and file.is_file() else None  # of a model of the user's own
+    told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, code]
     run = functools.partial(
-        evaluate, model, list(batches), threat, stages, seed=s.seed, certify=s.certify, smooth=s.smooth,
-        checks=s.checks, class_names=dataset.class_names, modality=modality, keep=keep, about=json.dumps(told),
-        machine=machine, observe=observe,
+        evaluate, machine.place(subject.model), list(batches), threat, stages, seed=s.seed, certify=s.certify,
+        smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, keep=keep,
+        about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
     try:
         evaluation = run()
@@ -101,7 +97,5 @@ def evaluate_folder(
     return results
 
 
-def _code(architecture: str) -> str | None:
-    """SHA-256 of the file that builds the model, when it is the user's own."""
-    path = Path(architecture.rpartition(":")[0]).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -302,7 +302,6 @@ def _save_state(out: Path, state: TrainingState) -> None:
 
 
 def _save_epoch(out: Path, state: TrainingState) -> None:
-    """After an epoch: the checkpoint, the history, and the weights so far."""
     _save_state(out, state)
     _save_history(out, state.history)
     if state.best_epoch == state.epoch - 1:
@@ -320,7 +319,6 @@ def _save_weights(path: Path, weights: Weights) -> None:
 
 
 def _finish(out: Path, job: _Job, result: TrainingResult) -> None:
-    """How the run ended, and all its weights."""
     _save_history(out, result.history)
     for name in ("best", "last", "averaged"):
         if (weights := getattr(result, name)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,18 +29,18 @@ def write_report(folders: Sequence[Path], out: Path, *, title: str | None = None
     """
     if not folders:
         raise ValueError("a report needs at least one folder with a results.json, got none")
-    runs = _distinct([read_evaluation(folder) for folder in folders])
-    write_text(Path(out), _environment().get_template("page.html.j2").render(_content(runs, title)))
+    runs: list[StoredEvaluation] = []
+    names: set[str] = set()
+    for run in map(read_evaluation, folders):
+        again = {"name": f"{run.name} ({len(runs) + 1})"} if run.name in names else {}
+        runs.append(replace(run, results=run.results.model_copy(update=again)))
+        names.add(run.name)
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= words.FILTERS
+    environment.globals["plots"] = plots
+    write_text(Path(out), environment.get_template("page.html.j2").render(_content(runs, title)))
     return Path(out)
-
-
-def _distinct(runs: list[StoredEvaluation]) -> list[StoredEvaluation]:
-    """The same runs, a name that occurs again made distinct by its place."""
-    found = list(runs)
-    for i, run in enumerate(runs):
-        if run.name in [earlier.name for earlier in runs[:i]]:
-            found[i] = replace(run, results=run.results.model_copy(update={"name": f"{run.name} ({i + 1})"}))
-    return found
 
 
 def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
@@ -84,9 +83,10 @@ def bracket(results: Results) -> tuple[BarPart, ...]:
         ("wrong", "wrong without any attack", n - right),
     ]
     counts = [("certified", "certified: no change can break it", proven), *counts] if certified else counts
-    starts = [sum(count for _, _, count in counts[:i]) for i in range(len(counts))]
-    parts = zip(counts, starts, strict=True)
-    return tuple(BarPart(kind, text, start / n, count / n, count) for (kind, text, count), start in parts)
+    parts: list[BarPart] = []
+    for kind, text, count in counts:
+        parts.append(BarPart(kind, text, sum(part.num for part in parts) / n, count / n, count))
+    return tuple(parts)
 
 
 class Line(NamedTuple):
@@ -145,7 +145,6 @@ def margins(run: StoredEvaluation) -> Margins | None:
 
 
 def _effect(base: StoredEvaluation, other: StoredEvaluation) -> dict[str, Any]:
-    """The comparison, and what the change cost."""
     seconds: list[Any] = [(run.results.training or {}).get("seconds") for run in (base, other)]
     passes = [cascade(run.results).passes for run in (base, other)]
     return {
@@ -162,14 +161,3 @@ def _gallery(run: StoredEvaluation) -> Markup:
     if show is None or run.gallery is None or not len(run.gallery["index"]):
         return Markup()
     return Markup(show(run.gallery, run.results))
-
-
-def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= words.FILTERS
-    environment.globals["plots"] = plots
-    environment.filters["pretty"] = lambda value: json.dumps(
-        value, indent=2, ensure_ascii=False, default=lambda record: record.model_dump(mode="json")
-    )
-    return environment

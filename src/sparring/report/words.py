@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from numbers import Real
 from typing import Any
@@ -64,8 +65,12 @@ def how_often(p: float) -> str:
     return f"in {1000 * p:.0f} of 1{THIN}000" if p < 0.1 else f"in {100 * p:.0f} of 100"
 
 
+def pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=lambda record: record.model_dump(mode="json"))
+
+
 FILTERS: dict[str, Any] = {
     "percent": percent, "interval": interval, "points": points, "number": numeral, "passes": passes,
-    "duration": duration, "times": times, "p_value": p_value, "how_often": how_often,
+    "duration": duration, "times": times, "p_value": p_value, "how_often": how_often, "pretty": pretty,
 }  # fmt: skip
 """Of the templates."""

@@ -125,7 +125,7 @@ def judge(judged: StoredEvaluation, demands: Demands) -> Decision:
     if demands.baseline is not None:
         _same_question(judged, demands.baseline)
         checks += _drops(judged.results, demands.baseline.results, demands.max_drop)
-        notes += _notes(judged, demands.baseline)
+        notes += _on_baseline(judged, demands.baseline)
     if not checks:
         raise ValueError(
             "nothing to check: the file has no verdict and no threshold was given, so the gate would always be open; "
@@ -193,7 +193,7 @@ def _keeps(metric: Metric, bound: Fraction, least: bool, confident: bool) -> tup
     return metric.count <= allowed, f"allows {allowed if allowed >= 0 else 'fewer than none: measure more examples'}"
 
 
-def _notes(judged: StoredEvaluation, base: StoredEvaluation) -> Iterator[str]:
+def _on_baseline(judged: StoredEvaluation, base: StoredEvaluation) -> Iterator[str]:
     if base.results.verdict in ("SUSPECT", "INVALID"):
         yield f"the baseline's own verdict is {base.results.verdict}, so the drop from it may say little"
     if attacks_of(judged.results) != attacks_of(base.results):
