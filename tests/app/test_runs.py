@@ -15,7 +15,7 @@ from torch import nn
 
 import sparring
 from sparring.app import train_run as runs
-from sparring.app.evaluate_folder import evaluate_folder, from_run
+from sparring.app.evaluate_folder import evaluate_folder, from_run, from_weights
 from sparring.app.settings import EvaluationSettings, TrainingSettings
 from sparring.app.train_run import read_config, resume_run, start_run, training_record
 from sparring.core.files import read_json, write_atomically, write_json, write_text
@@ -196,6 +196,39 @@ def test_a_network_from_a_file_is_built_only_when_named(data: str, tmp_path: Pat
         sparring.load(out, model=f"{moved}:sure")
     resume_run(out, model=spec)
     assert content(out) == before
+
+
+def test_quotes_around_a_file_do_not_make_it_trusted(data: str, tmp_path: Path) -> None:
+    nets, out, ran = tmp_path / "my nets.py", tmp_path / "run", tmp_path / "ran"
+    nets.write_text(NETS, encoding="utf-8")
+    spec = f'"{nets}":make'
+    start_run(tiny(data, model=spec), out)
+    nets.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n{NETS}", encoding="utf-8")
+    for refused in (lambda: sparring.load(out), lambda: resume_run(out), lambda: from_run(out)):
+        with pytest.raises(ValueError, match="loading it runs that file"):
+            refused()
+    assert not ran.exists(), "the file was run although nobody named it"
+    assert isinstance(sparring.load(out, model=spec), nn.Sequential) and ran.exists()
+
+
+@pytest.mark.parametrize("name", ["nets.py", "my nets.py"])
+def test_another_network_in_the_same_file_is_another_evaluation(
+    data: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def stop(*_: Any, about: str, **__: Any) -> None:
+        told.append(about)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr("sparring.app.evaluate_folder.evaluate", stop)
+    settings = EvaluationSettings(data=data, threat="linf:0.05", attacks="fgsm")
+    for text in (NETS, NETS, NETS + "# other\n"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        subject = from_weights(f'"{tmp_path / name}":make', None, data)
+        with pytest.raises(RuntimeError, match="far enough"):
+            evaluate_folder(subject, tmp_path / "evaluation", settings)
+    assert told[0] == told[1] != told[2]
 
 
 def test_resuming_a_finished_run_changes_nothing(data: str, tmp_path: Path) -> None:

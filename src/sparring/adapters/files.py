@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.core.registry import Builder, named
+from sparring.core.registry import Builder, named, parse
+
+
+def runs_a_file(text: str) -> bool:
+    """Whether a text names FILE.py:FUNCTION, in quotes or not, so that building what it names runs that file.
+
+    >>> [runs_a_file(text) for text in ("nets.py:make", '"my nets.py":make', "mlp", "linf:8/255")]
+    [True, True, False, False]
+    """
+    return ".py:" in parse(text).name
 
 
 def build_model(text: str, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]) -> nn.Module:

@@ -81,10 +81,13 @@ def train_(
     **given: Any,
 ) -> None:
     """Train a robust model into a run folder."""
+    from sparring.adapters.files import runs_a_file
+
     asked = read_settings(config, set_ or [], given)
     if not resume and not (asked.get("data") and asked.get("threat")):
         raise ValueError("--data and --threat are needed, for example --data digits --threat linf:0.2")
-    files = {key: asked[key] for key in ("data", "model", "threat", "recipe") if ".py:" in str(asked.get(key))}
+    named = {key: asked[key] for key in ("data", "model", "threat", "recipe") if asked.get(key)}
+    files = {key: text for key, text in named.items() if runs_a_file(str(text))}
     again = "".join(f" --{key} {shlex.quote(value)}" for key, value in files.items())
     model = f" --model {shlex.quote(files['model'])}" if "model" in files else ""
     go_on = f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}{again}"
@@ -107,13 +110,14 @@ def evaluate_(
 
     Killed at any moment, the same command goes on. Under torchrun the processes share the work.
     """
+    from sparring.adapters.files import runs_a_file
     from sparring.app.evaluate_folder import from_run, from_weights
     from sparring.app.train_run import read_config, trusted
     from sparring.core.machine import joined
 
     demanded = {key: given.pop(key) for key in GateSettings.model_fields if key in given}
     if run:
-        if weights or (model and ".py:" not in model):
+        if weights or (model and not runs_a_file(model)):
             raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
         config, out = read_config(run), out or run / "evaluation"
         trusted(config, run, given, "data", "threat")
@@ -152,10 +156,10 @@ def report(
 ) -> None:
     """Write the page again from results on disk; several folders make a comparison."""
     from sparring.report import write_report
+    from sparring.results.read import locate
 
-    found = [f / "evaluation" if (f / "evaluation" / "results.json").exists() else f for f in folders]
-    page = write_report(found, out or (found[0] if len(found) == 1 else Path()) / "report.html")
-    _say(f"report: {page}")
+    folder = locate(folders[0]).parent if len(folders) == 1 else Path()
+    _say(f"report: {write_report(folders, out or folder / 'report.html')}")
 
 
 @app.command(name="list")
@@ -264,7 +268,7 @@ def _demands(judged: Path, asked: GateSettings) -> Any:
     return Demands(
         least={name: value for name, value in short if value is not None} | read_bounds("--min", asked.min),
         most=read_bounds("--max", asked.max), max_drop=read_bounds("--max-drop", asked.max_drop, SHORT),
-        baseline=read_baseline(Path(asked.baseline), judged) if asked.baseline else None,
+        baseline=read_baseline(asked.baseline, judged) if asked.baseline else None,
         require_verdict=asked.require_verdict, allow_suspect=asked.allow_suspect, confident=asked.confident,
     )  # fmt: skip
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sparring.adapters.files import build_model, load_weights
+from sparring.adapters.files import build_model, load_weights, runs_a_file
 from sparring.app import train_run as runs
 from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
 from sparring.core.machine import find_machine
+from sparring.core.registry import parse
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
@@ -46,7 +47,7 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     built = build_model(model, modality.models, 0, dataset.given)
     if weights:
         load_weights(built, weights)
-    elif ".py:" not in model:
+    elif not runs_a_file(model):
         raise ValueError(f"--model {model} without --weights is a network that has learned nothing")
     return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
@@ -69,7 +70,7 @@ def evaluate_folder(
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
     keep = out / "parts"
     digest = _sha256(subject.weights) if subject.weights else None
-    file = Path(subject.architecture.rpartition(":")[0]).expanduser()
+    file = Path(parse(subject.architecture).name.rpartition(":")[0]).expanduser()
     code = _sha256(file) if file.suffix == ".py" and file.is_file() else None  # of a model of the user's own
     told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, code]
     run = functools.partial(

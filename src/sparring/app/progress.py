@@ -22,12 +22,11 @@ class ProgressLine:
     def __init__(self, title: str) -> None:
         self.title, self.started = title, time.monotonic()
         self.said = self.started
-        self.console = Console(stderr=True)
         self.bar: Progress | None = None
-        if self.console.is_terminal:
+        if (console := Console(stderr=True)).is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self.bar = Progress(*columns, *left, console=self.console, transient=True)
+            self.bar = Progress(*columns, *left, console=console, transient=True)
             self.task = self.bar.add_task(title, total=None, note="")
 
     def __enter__(self) -> ProgressLine:

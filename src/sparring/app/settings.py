@@ -111,7 +111,7 @@ class GateSettings(Settings):
     min: list[str] = Field(default=[], description="NAME=VALUE: exit 1 below; any metric; repeatable")
     max: list[str] = Field(default=[], description="NAME=VALUE: exit 1 above; any metric; repeatable")
     max_drop: list[str] = Field(default=[], description=MAX_DROP)
-    baseline: str | None = _unset("results to compare with: file, evaluation folder or run folder")
+    baseline: Path | None = _unset("results to compare with: file, evaluation folder or run folder")
     require_verdict: str | None = _unset("TRUSTED, or SUSPECT for at least that; a file without a verdict fails")
     allow_suspect: bool = Field(default=False, description="let the verdict SUSPECT pass")
     confident: bool = Field(
@@ -134,7 +134,7 @@ def with_options(kind: type[Settings], *names: str) -> Callable[[Callable[..., A
             facts = _facts(kind)[name]
             flags = [f"--{name.replace('_', '-')}"] if facts.get("default") is False else []  # one that has no opposite
             option = typer.Option(*flags, help=about(kind, name), show_default=False)
-            hint = Annotated[_TYPES[facts["type"]] | None, option]  # type: ignore[valid-type]
+            hint = Annotated[_TYPES[facts.get("format", facts["type"])] | None, option]  # type: ignore[valid-type]
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
         called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -222,5 +222,5 @@ def _facts(kind: type[Settings]) -> dict[str, dict[str, Any]]:
     return {name: {**field, **field.get("anyOf", [{}])[0]} for name, field in fields.items()}
 
 
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[str]}
+_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list[str], "path": Path}
 """What a command line reads; choices are checked with all the rest, in the same words as in a file."""

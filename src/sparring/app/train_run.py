@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from sparring.adapters.files import build_model, load_weights
+from sparring.adapters.files import build_model, load_weights, runs_a_file
 from sparring.app.settings import GENERAL, TrainingSettings
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
@@ -199,7 +199,7 @@ def trusted(settings: TrainingSettings, run: Path, named_again: Mapping[str, Any
     """Raises ValueError when a run folder alone would decide which Python file is run for one of these settings."""
     for kind in kinds:
         text = str(getattr(settings, kind))
-        if ".py:" in text and not named_again.get(kind):
+        if runs_a_file(text) and not named_again.get(kind):
             what = "network" if kind == "model" else kind
             raise ValueError(
                 f"the {what} of {run} is built by {text}; loading it runs that file. If you trust it, name it: "

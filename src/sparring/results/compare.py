@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from sparring.results.read import StoredEvaluation
@@ -60,8 +59,10 @@ def compare(base: StoredEvaluation, other: StoredEvaluation) -> Comparison:
     else:
         clean, robust = (unpaired_change(one.metrics[f"{kind}_accuracy"], two.metrics[f"{kind}_accuracy"])
                          for kind in ("clean", "robust"))  # fmt: skip
-    by_label = groupby(sorted(pairs, key=_label), key=_label)
-    classes = tuple(ClassChange(one.data.class_name(label), *_paired(list(some))) for label, some in by_label)
+    by_label: dict[int, list[tuple[Row, Row]]] = {}
+    for pair in pairs:
+        by_label.setdefault(pair[0].label, []).append(pair)
+    classes = tuple(ClassChange(one.data.class_name(label), *_paired(by_label[label])) for label in sorted(by_label))
     return Comparison(base, other, clean, robust, same_model, tuple(cautions), classes)
 
 
@@ -107,10 +108,6 @@ def _same_model(one: ModelEntry | None, two: ModelEntry | None, pairs: Sequence[
     if (one.name, one.parameters, one.sha256) != (two.name, two.parameters, two.sha256):
         return False
     return bool(one.sha256) or (bool(pairs) and all(a.correct == b.correct for a, b in pairs))
-
-
-def _label(pair: tuple[Row, Row]) -> int:
-    return pair[0].label
 
 
 def _paired(pairs: Sequence[tuple[Row, Row]]) -> tuple[Change, Change]:
