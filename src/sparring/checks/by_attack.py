@@ -1,4 +1,7 @@
-"""Checks that attack what the evaluation left standing: by other means, for longer, or with all of the box."""
+"""Checks that attack what the evaluation left standing: by other means, for longer, or with all of the box.
+
+What each of them asks stands in its row of `battery.CHECKS`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checks of the gradient: is there one, and does the loss rise where it points?"""
+"""Checks of the gradient: is there one, and does the loss rise where it points?
+
+What each of them asks stands in its row of `battery.CHECKS`.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,12 @@ def vanishing(case: Case) -> Measured | None:
 
 def _climbs_only_loss(settings: Any) -> bool:
     """Whether an attack is known to climb the cross-entropy (or KL) and nothing else."""
-    while isinstance(settings, dict) and settings.get("type") in ("Restarts", "Averaged"):
-        settings = settings.get("attack")
-    if not isinstance(settings, dict) or settings.get("type") != "Attack":
-        return False
-    objective = settings.get("objective")
-    return isinstance(objective, dict) and objective.get("type") in ("CrossEntropy", "KL")
+    match settings:
+        case {"type": "Restarts" | "Averaged", "attack": inner}:
+            return _climbs_only_loss(inner)
+        case {"type": "Attack", "objective": {"type": "CrossEntropy" | "KL"}}:
+            return True
+    return False
 
 
 def misleading(case: Case) -> Measured | None:

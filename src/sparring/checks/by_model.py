@@ -1,5 +1,8 @@
 """Checks of the model as a function (does it answer the same twice, alone and in a batch, at any precision?), and of
-what the evaluation recorded, which cost no pass."""
+what the evaluation recorded, which cost no pass.
+
+What each of them asks stands in its row of `battery.CHECKS`.
+"""
 
 from __future__ import annotations
 

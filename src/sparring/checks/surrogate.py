@@ -46,17 +46,11 @@ def learn(case: Case, rows: Tensor) -> Model:
     inputs, targets = torch.cat(points), torch.cat(answers)
     targets = targets - targets.mean(1, keepdim=True)
     targets = targets / targets.std().clamp_min(1e-12)
-    with private_rng(case.seed, inputs.device):
-        return _fit(inputs, targets)
-
-
-def _fit(inputs: Tensor, targets: Tensor) -> Model:
     mean, std = inputs.mean(0), inputs.std()
-    width = math.prod(inputs.shape[1:])
-    network = nn.Sequential(nn.Flatten(), nn.Linear(width, 128), nn.Softplus(2.0), nn.Linear(128, targets.shape[1]))
-    network = network.to(inputs)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    with torch.enable_grad():
+    with private_rng(case.seed, inputs.device), torch.enable_grad():
+        first, last = nn.Linear(math.prod(inputs.shape[1:]), 128), nn.Linear(128, targets.shape[1])
+        network = nn.Sequential(nn.Flatten(), first, nn.Softplus(2.0), last).to(inputs)
+        optimizer = torch.optim.Adam(network.parameters(), 3e-3)
         for _ in range(LEARNING_STEPS):
             pick = torch.randint(len(inputs), (BATCH,), device=inputs.device)
             loss = (network((inputs[pick] - mean) / std) - targets[pick]).square().mean()

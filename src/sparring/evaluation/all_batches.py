@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from sparring.core.model_state import aligned
 from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size, take
 from sparring.evaluation.fingerprint import digest
 from sparring.evaluation.kept import BatchKey, Kept
-from sparring.evaluation.one_batch import Batch, BatchOutcome, BatchPlan, measure_batch, stacked
+from sparring.evaluation.one_batch import AttackRecord, Batch, BatchOutcome, BatchPlan, Measuring, stacked
 from sparring.evaluation.preflight import check_data
 
 
@@ -50,20 +50,8 @@ class AllBatches:
     def run(self, model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> BatchOutcome:
         """The whole, of all processes. Raises RuntimeError where they saw other batches, or one of them ended."""
         seen: list[str] = []
-        own = list(_trimmed(self._own(model, batches, seen), self.plan.gallery_size))
-        told = self.machine.gather((digest(*seen), own))
-        if differ := [rank for rank, (theirs, _) in enumerate(told) if theirs != told[self.machine.rank][0]]:
-            raise RuntimeError(
-                f"process {differ[0]} saw other batches than process {self.machine.rank}: all processes must see the "
-                "same batches in the same order (unshuffled), or their parts do not make a whole"
-            )
-        numbered = sorted((pair for _, theirs in told for pair in theirs), key=lambda pair: pair[0])
-        return merge([outcome for _, outcome in numbered], self.plan.gallery_size)
-
-    def _own(
-        self, model: Model, batches: Iterable[tuple[Inputs, Tensor]], seen: list[str]
-    ) -> Iterator[tuple[int, BatchOutcome]]:
-        """The batches of this process, each with its number; `seen` gets the content of all."""
+        own: list[tuple[int, BatchOutcome]] = []
+        room = self.plan.gallery_size
         for x, y in batches:
             number = len(seen)
             if number and not size(x):
@@ -74,16 +62,27 @@ class AllBatches:
                 self.done += size(x)
                 continue
             outcome = (self.kept.read(key) if self.kept else None) or self._compute(key, model, x, y)
+            # copies of the first pictures alone, so that the others are not held
+            outcome.gallery = {name: value[:room].clone() for name, value in outcome.gallery.items()} if room else {}
+            room -= len(outcome.gallery.get("index", ()))
+            own.append((number, outcome))
             self.cost = self.cost.plus(outcome.cost)
             self.done += size(x)
             self._tell(0, "", Cost())
-            yield number, outcome
+        told = self.machine.gather((digest(*seen), own))
+        if differ := [rank for rank, (theirs, _) in enumerate(told) if theirs != told[self.machine.rank][0]]:
+            raise RuntimeError(
+                f"process {differ[0]} saw other batches than process {self.machine.rank}: all processes must see the "
+                "same batches in the same order (unshuffled), or their parts do not make a whole"
+            )
+        numbered = sorted((pair for _, theirs in told for pair in theirs), key=lambda pair: pair[0])
+        return merge([outcome for _, outcome in numbered], self.plan.gallery_size)
 
     def _compute(self, key: BatchKey, model: Model, x: Inputs, y: Tensor) -> BatchOutcome:
         index = torch.arange(key.first, key.first + size(x), device=device_of(x))
         x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
         check_data(x, take(self.plan.threat, index))
-        outcome = measure_batch(Batch(model, x, y.to(device_of(x)), index), self.plan, self._tell)
+        outcome = Measuring(Batch(model, x, y.to(device_of(x)), index), self.plan, self._tell).run()
         if self.kept:
             self.kept.write(key, outcome)
         self.num_fresh += 1
@@ -104,31 +103,25 @@ def count_batches(batches: Any) -> int | None:
     return None
 
 
-def _trimmed(outcomes: Iterable[tuple[int, BatchOutcome]], room: int) -> Iterator[tuple[int, BatchOutcome]]:
-    """The same with the first `room` pictures alone, so that the others are not held."""
-    for number, outcome in outcomes:
-        gallery = {name: value[:room].clone() for name, value in outcome.gallery.items()} if room else {}
-        room -= len(gallery.get("index", ()))
-        yield number, replace(outcome, gallery=gallery)
-
-
 def merge(outcomes: Sequence[BatchOutcome], gallery_size: int) -> BatchOutcome:
     """One outcome of them all, in that order, with the first `gallery_size` pictures. Raises ValueError for none."""
     if not outcomes:
         raise ValueError("there is nothing to evaluate: not one batch was given")
-    attacks, curve_attacks = outcomes[0].attacks, outcomes[0].curve_attacks
-    cost, seconds = outcomes[0].cost, outcomes[0].seconds
-    for other in outcomes[1:]:
-        attacks = [a.plus(b) for a, b in zip(attacks, other.attacks, strict=True)]
-        curve_attacks = [a.plus(b) for a, b in zip(curve_attacks, other.curve_attacks, strict=True)]
-        cost, seconds = cost.plus(other.cost), seconds + other.seconds
     pictures = _joined([outcome.gallery for outcome in outcomes if outcome.gallery])
-    gallery = {name: value[:gallery_size] for name, value in pictures.items()} if gallery_size else {}
     return BatchOutcome(
-        _joined([outcome.table for outcome in outcomes]), _joined([outcome.stands_at for outcome in outcomes]),
-        attacks, curve_attacks, gallery, cost, seconds,
-    )  # fmt: skip
+        table=_joined([outcome.table for outcome in outcomes]),
+        stands_at=_joined([outcome.stands_at for outcome in outcomes]),
+        attacks=_added([outcome.attacks for outcome in outcomes]),
+        curve_attacks=_added([outcome.curve_attacks for outcome in outcomes]),
+        gallery={name: value[:gallery_size] for name, value in pictures.items()} if gallery_size else {},
+        cost=reduce(Cost.plus, [outcome.cost for outcome in outcomes]),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+    )
 
 
 def _joined(tables: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
     return {name: stacked([table[name] for table in tables]) for name in (tables[0] if tables else ())}
+
+
+def _added(records: Sequence[list[AttackRecord]]) -> list[AttackRecord]:
+    return [reduce(AttackRecord.plus, of_one) for of_one in zip(*records, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -16,9 +15,8 @@ import torch
 from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.measure import Evaluation, accuracy_metrics
 from sparring.evaluation.one_batch import AttackRecord
-from sparring.results.findings import Finding, verdict
+from sparring.results.findings import verdict
 from sparring.results.schema import FORMAT, Results, Row
-from sparring.threats import threat_text
 
 
 class Stored(NamedTuple):
@@ -49,10 +47,16 @@ def as_results(
     """
     e, names = evaluation, list(class_names)
     told = {column: values for column, values in e.table.items() if e.certification or column != "certified"}
+    radius = torch.as_tensor(e.threat.radius)
+    one_radius = radius.ndim == 0 and bool(radius.isfinite())
     record = {
         "schema": FORMAT, "name": name, "version": version("sparring"), **about,
         "data": {"kind": "images", "name": "data", "split": "test", "class_names": names, **(data or {})},
-        "threat": _threat(e.threat), "seed": e.seed,
+        "threat": {
+            "text": e.threat.text(), "words": e.threat.describe(), "settings": describe(e.threat),
+            "radius": float(e.threat.radius) if one_radius else None,
+        },
+        "seed": e.seed,
         "verdict": verdict(e.findings) if sanity is not None else None, "sanity": sanity,
         "metrics": accuracy_metrics(told) | e.metrics,
         "certification": e.certification or {"name": None, "reason": no_certificate},
@@ -63,7 +67,9 @@ def as_results(
             {**row, "name": names[row["label"]] if row["label"] < len(names) else str(row["label"])}
             for row in e.per_class
         ],
-        "findings": [_finding(finding) for finding in e.findings],
+        "findings": [
+            dataclasses.replace(finding, numbers=describe(finding.numbers)) for finding in e.findings
+        ],
         "cost": {**e.cost._asdict(), "seconds": round(e.seconds, 3)},
         "environment": {
             "python": platform.python_version(), "torch": torch.__version__, "device": device,
@@ -75,13 +81,6 @@ def as_results(
     return Stored(results, _rows(e), {name: tensor.cpu().numpy() for name, tensor in e.gallery.items()})
 
 
-def _threat(threat: Any) -> dict[str, Any]:
-    text, radius = threat_text(threat), torch.as_tensor(threat.radius)
-    words = threat.describe() if hasattr(threat, "describe") else text
-    one = radius.ndim == 0 and math.isfinite(float(radius))
-    return {"text": text, "words": words, "radius": float(threat.radius) if one else None, "settings": describe(threat)}
-
-
 def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
     names = ("name", "settings", "margin_at_most", "ran_on", "skipped", "broke", "rejected")
     return {
@@ -90,20 +89,13 @@ def _attack(record: AttackRecord, num: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finding(finding: Finding) -> Finding:
-    """The same; numbers that are not finite as text, since JSON has none."""
-    numbers = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in finding.numbers.items()}
-    return dataclasses.replace(finding, numbers=numbers)
-
-
 def _rows(e: Evaluation) -> list[Row]:
-    columns = [e.table[name].tolist() for name in Row._fields]
-    rows = []
-    for row in map(Row._make, zip(*columns, strict=True)):
-        attack: Any = row.broken_by  # its number in the table, -1 for none
-        blank: dict[str, Any] = (
-            {} if attack >= 0 else dict.fromkeys(("adversarial_prediction", "adversarial_confidence", "size"))
-        )
-        blank |= {} if e.certification else {"certified": None}
-        rows.append(row._replace(broken_by=e.attacks[attack].name if attack >= 0 else "", **blank))
-    return rows
+    columns = {name: e.table[name].tolist() for name in Row._fields}
+    names = [*(attack.name for attack in e.attacks), ""]  # -1, which stands for none, is the last
+    broken_by = [names[attack] for attack in columns["broken_by"]]
+    columns["broken_by"] = broken_by
+    for name in ("adversarial_prediction", "adversarial_confidence", "size"):
+        columns[name] = [value if by else None for value, by in zip(columns[name], broken_by, strict=True)]
+    if not e.certification:
+        columns["certified"] = [None] * len(columns["index"])
+    return [Row(*row) for row in zip(*columns.values(), strict=True)]

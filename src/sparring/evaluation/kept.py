@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sparring.core.files import write_atomically, write_text
 from sparring.core.types import Cost
@@ -24,6 +23,7 @@ from sparring.evaluation.one_batch import AttackRecord, BatchOutcome
 
 _log = logging.getLogger("sparring")
 _PATTERNS = ("[0-9]*.npz", "settings.json", ".[0-9]*.npz.*part", ".settings.json.*part")
+_GROUPS = ("table", "stands_at", "gallery")  # the tensors of an outcome
 
 
 class BatchKey(NamedTuple):
@@ -80,16 +80,13 @@ class Kept:
     def write(self, key: BatchKey, outcome: BatchOutcome) -> None:
         """Keeps what came out of a batch, in an .npz without pickle."""
         told = {
-            "made_from": self._proof(key), "factors": list(outcome.stands_at), "cost": outcome.cost,
-            "attacks": [record.counts() for record in outcome.attacks], "seconds": outcome.seconds,
-            "curve_attacks": [record.counts() for record in outcome.curve_attacks],
+            "made_from": self._proof(key), "attacks": outcome.attacks, "curve_attacks": outcome.curve_attacks,
+            "cost": outcome.cost, "seconds": outcome.seconds,
         }  # fmt: skip
-        stands = {str(i): value for i, value in enumerate(outcome.stands_at.values())}
-        groups = {"table": outcome.table, "stands": stands, "gallery": outcome.gallery}
         arrays: dict[str, Any] = {
-            f"{group}/{name}": value.numpy() for group, values in groups.items() for name, value in values.items()
+            f"{group}/{name}": value.numpy() for group in _GROUPS for name, value in getattr(outcome, group).items()
         }
-        arrays["text"] = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
+        arrays["text"] = np.frombuffer(json.dumps(told, default=vars).encode(), dtype=np.uint8)
         settings = self.folder / "settings.json"
         for last in (False, False, True):
             try:
@@ -122,14 +119,13 @@ def _read(path: Path) -> tuple[dict[str, Any], BatchOutcome | None]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         told = json.loads(arrays.pop("text").numpy().tobytes())
-        groups: dict[str, dict[str, Tensor]] = {"table": {}, "stands": {}, "gallery": {}}
+        parts: dict[str, Any] = {group: {} for group in _GROUPS}
         for name, value in arrays.items():
             group, _, rest = name.partition("/")
-            groups[group][rest] = value
-        stands_at = {factor: groups["stands"][str(i)] for i, factor in enumerate(told["factors"])}
-        attacks, on_curve = ([AttackRecord.of_counts(c) for c in told[n]] for n in ("attacks", "curve_attacks"))
-        rest = groups["gallery"], Cost(*told["cost"]), told["seconds"]
-        return told["made_from"], BatchOutcome(groups["table"], stands_at, attacks, on_curve, *rest)
+            parts[group][float(rest) if group == "stands_at" else rest] = value
+        for name in ("attacks", "curve_attacks"):
+            parts[name] = [AttackRecord(**{**counts, "cost": Cost(*counts["cost"])}) for counts in told[name]]
+        return told["made_from"], BatchOutcome(**parts, cost=Cost(*told["cost"]), seconds=told["seconds"])
     except FileNotFoundError:
         return {}, None
     except Exception as error:  # a damaged zip file fails in many ways

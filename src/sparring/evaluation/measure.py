@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -174,15 +174,14 @@ def _kept(keep: Path | None, machine: Machine, settings: Callable[[], dict[str, 
 def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str) -> dict[str, Any]:
     """Everything that decides about the outcome but the batches themselves, as plain data."""
 
-    def attacks(steps: Iterable[Step]) -> Iterator[list[Any]]:
-        for step in steps:
-            made = describe(step.make(plan.threat), exact=True)
-            yield [step.record.name, step.record.margin_at_most, describe(step.make, exact=True), made]
+    def attack(step: Step) -> list[Any]:
+        made = [describe(value, exact=True) for value in (step.make, step.make(plan.threat))]
+        return [step.record.name, step.record.margin_at_most, *made]
 
     return {
         "about": about, "model": digest_of_model(model.model if isinstance(model, Preflight) else model),
-        "threat": describe(plan.threat, exact=True), "seed": plan.seed, "attacks": list(attacks(plan.steps)),
-        "curve_attacks": list(attacks(plan.curve_steps)), "curve": list(plan.factors),
+        "threat": describe(plan.threat, exact=True), "seed": plan.seed, "attacks": [*map(attack, plan.steps)],
+        "curve_attacks": [*map(attack, plan.curve_steps)], "curve": list(plan.factors),
         "certify": describe(plan.certify, exact=True), "gallery_size": plan.gallery_size,
         "sparring": version("sparring"), "code": digest_of_package(), "torch": torch.__version__,
     }  # fmt: skip
@@ -190,30 +189,34 @@ def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str) -> dict[
 
 def _evaluation(plan: BatchPlan, total: BatchOutcome, checked: Preflight, metrics: Metrics) -> Evaluation:
     """Adds everything up."""
-    table, certify = total.table, plan.certify
-    correct, robust = table["correct"], table["robust"]
-    contradicted = int((table["certified"] & ~robust).sum())
-    table["certified"] = table["certified"] & robust
-    attacks = [step.record.plus(counts) for step, counts in zip(plan.steps, total.attacks, strict=True)]
-    num, measured = len(robust), {n: column for n, column in table.items() if certify or n != "certified"}
-    curve = [(0.0, wilson(int(correct.sum()), num))]
-    curve += [(_mean_radius(plan.threat, f), wilson(int(s.sum()), num)) for f, s in total.stands_at.items()]
+    table, certify, threat = total.table, plan.certify, plan.threat
+    contradicted = int((table["certified"] & ~table["robust"]).sum())
+    table["certified"] = table["certified"] & table["robust"]
+    measured = {name: column for name, column in table.items() if certify or name != "certified"}
+    curve = [(0.0, table["correct"])]
+    for factor, stands in total.stands_at.items():
+        curve.append((float(torch.as_tensor(threat.at(factor).radius, dtype=torch.float64).mean()), stands))
+    findings = [*checked.findings, *_rejected(total.attacks + total.curve_attacks)]
+    if contradicted:
+        sentence = (
+            f"Attacks broke {contradicted} examples for which the certificate vouches. It is about another classifier "
+            "than the one attacked (for smoothing: the vote over endless noise, against a mean over few), and these "
+            "are not counted."
+        )
+        numbers, next_step = {"examples": contradicted}, "Smooth with more copies."
+        findings.append(Finding("certificate contradicted", sentence, numbers, "suspect", next_step))
     settings = describe(certify)
     return Evaluation(
-        model=checked.model, threat=plan.threat, seed=plan.seed, metrics=metrics(measured), attacks=attacks,
+        model=checked.model, threat=threat, seed=plan.seed, metrics=metrics(measured),
         # a function has no settings but its name
         certification={"name": name_of(certify), "settings": settings if isinstance(settings, Mapping) else None}
         if certify else None,
-        curve=curve if plan.factors else [],
+        attacks=total.attacks,
+        curve=[(r, wilson(int(stands.sum()), len(stands))) for r, stands in curve] if plan.factors else [],
         curve_attacks=[step.record.name for step in plan.curve_steps] if plan.factors else [],
-        per_class=_per_class(table["label"], correct, robust), table=table, gallery=total.gallery,
-        findings=[*checked.findings, *_rejected([*attacks, *total.curve_attacks]), *_contradicted(contradicted)],
-        cost=total.cost, seconds=total.seconds,
+        per_class=_per_class(table), table=table, gallery=total.gallery,
+        findings=findings, cost=total.cost, seconds=total.seconds,
     )  # fmt: skip
-
-
-def _mean_radius(threat: ThreatModel, factor: float) -> float:
-    return float(torch.as_tensor(threat.at(factor).radius, dtype=torch.float64).mean())
 
 
 def _rejected(records: Sequence[AttackRecord]) -> list[Finding]:
@@ -232,19 +235,10 @@ def _rejected(records: Sequence[AttackRecord]) -> list[Finding]:
     ]
 
 
-def _contradicted(count: int) -> list[Finding]:
-    sentence = (
-        f"Attacks broke {count} examples for which the certificate vouches. It is about another classifier than the "
-        "one attacked (for smoothing: the vote over endless noise, against a mean over few), and these are not counted."
-    )
-    finding = Finding("certificate contradicted", sentence, {"examples": count}, "suspect", "Smooth with more copies.")
-    return [finding] if count else []
-
-
-def _per_class(label: Tensor, correct: Tensor, robust: Tensor) -> list[dict[str, Any]]:
+def _per_class(table: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
-    for k in label.unique().tolist():
-        own = label == k
-        shares = {"clean": correct[own].float().mean().item(), "robust": robust[own].float().mean().item()}
-        rows.append({"label": k, "n": int(own.sum()), **shares})
+    for k in table["label"].unique().tolist():
+        own = table["label"] == k
+        clean, robust = (table[name][own].float().mean().item() for name in ("correct", "robust"))
+        rows.append({"label": k, "n": int(own.sum()), "clean": clean, "robust": robust})
     return rows

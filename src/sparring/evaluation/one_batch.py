@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.around import part_of
@@ -19,7 +20,7 @@ from sparring.core.model_state import attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.registry import name_of
-from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, size, take
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, take
 from sparring.evaluation.fingerprint import describe
 from sparring.evaluation.preflight import check_labels
 from sparring.threats.base import ThreatModel, inside
@@ -28,6 +29,9 @@ MakeAttack = Callable[[ThreatModel], Attacker]
 Tell = Callable[[int, str, Cost], None]
 """Called before each stage of a batch with its number, what it runs, and the cost of the batch so far."""
 REJECTIONS = ("not_finite", "outside_set", "outside_domain", "not_reproduced")
+_PICTURED = (
+    "index", "label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence",
+)  # fmt: skip
 
 
 class Certify(Protocol):
@@ -63,21 +67,12 @@ class AttackRecord:
 
     def plus(self, other: AttackRecord) -> AttackRecord:
         """The counts of both together."""
+        names = ("ran_on", "broke", "standing_after", "skipped", "seconds")
         return replace(
-            self, ran_on=self.ran_on + other.ran_on, broke=self.broke + other.broke,
-            standing_after=self.standing_after + other.standing_after, skipped=self.skipped + other.skipped,
-            cost=self.cost.plus(other.cost), seconds=self.seconds + other.seconds,
+            self, cost=self.cost.plus(other.cost),
             rejected={name: count + other.rejected[name] for name, count in self.rejected.items()},
+            **{name: getattr(self, name) + getattr(other, name) for name in names},
         )  # fmt: skip
-
-    def counts(self) -> dict[str, Any]:
-        """The name and the counts as plain data."""
-        return {name: value for name, value in asdict(self).items() if name not in ("settings", "margin_at_most")}
-
-    @staticmethod
-    def of_counts(counts: Mapping[str, Any]) -> AttackRecord:
-        """The record again."""
-        return AttackRecord(**{**counts, "cost": Cost(*counts["cost"])})
 
 
 class Step(NamedTuple):
@@ -173,17 +168,15 @@ class Attempt(NamedTuple):
     x_adv: Inputs
     size: Tensor
     sound: Tensor
-    cost: Cost
 
 
-def predict(model: Model, x: Any, seed: int) -> tuple[Tensor, Cost]:
+def predict(model: Model, x: Any, seed: int) -> Tensor:
     """Logits in the model's own precision, eval mode, no graph; stochastic models draw from a private generator."""
     device = device_of(x)
     full = torch.autocast(device.type, enabled=False)
     with attack_mode(model) as frozen, private_rng(seed, device), torch.no_grad(), full:
         logits = frozen(x)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return logits, Cost(forwards=size(x))
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def attempt(plan: BatchPlan, step: Step, batch: Batch, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
@@ -207,7 +200,7 @@ def attempt(plan: BatchPlan, step: Step, batch: Batch, factor: float = 1.0) -> t
         raise TypeError(f"{step.record.name} returned a {type(result).__name__}; an attack returns an AttackResult")
     z = result.z.detach()
     x_adv = threat.realize(x, z)
-    logits, cost = predict(model, x_adv, noise.seed ^ 0x2545F491)  # other draws than the attack has seen
+    logits = predict(model, x_adv, noise.seed ^ 0x2545F491)  # other draws than the attack has seen
     lost = logits.argmax(1) != y
     goal = part_of(attack, "objective")  # a targeted claim is judged by its own goal
     again = lost if goal is None else goal.reached(logits, y)
@@ -217,11 +210,11 @@ def attempt(plan: BatchPlan, step: Step, batch: Batch, factor: float = 1.0) -> t
         sound, good = good, good & passed
         failed.append((claimed & sound & ~good).sum())
     *rejected, broke = torch.stack([*failed, good.sum()]).tolist()  # the one wait for the device
-    record = AttackRecord(
-        step.record.name, ran_on=len(y), broke=broke, cost=result.cost, seconds=time.monotonic() - started,
+    record = replace(
+        step.record, ran_on=len(y), broke=broke, cost=result.cost, seconds=time.monotonic() - started,
         rejected=dict(zip(REJECTIONS, rejected, strict=True)),
     )  # fmt: skip
-    return Attempt(good, logits, x_adv, threat.size(x, z), sound, result.cost.plus(cost)), record
+    return Attempt(good, logits, x_adv, threat.size(x, z), sound), record
 
 
 def certified(plan: BatchPlan, batch: Batch) -> Tensor:
@@ -237,12 +230,7 @@ def certified(plan: BatchPlan, batch: Batch) -> Tensor:
     return bound > 0
 
 
-def measure_batch(batch: Batch, plan: BatchPlan, tell: Tell) -> BatchOutcome:
-    """Everything about one batch. Raises PreflightError for labels that are no classes."""
-    return _Measuring(batch, plan, tell).run()
-
-
-class _Measuring:
+class Measuring:
     """The state while one batch is measured: a table (a value per example), and what adds up."""
 
     def __init__(self, batch: Batch, plan: BatchPlan, tell: Tell) -> None:
@@ -253,32 +241,30 @@ class _Measuring:
         self.clean_margin = torch.empty(0)
 
     def run(self) -> BatchOutcome:
+        """Everything about the batch. Raises PreflightError for labels that are no classes."""
         started = time.monotonic()
         self._look()
-        records = []
-        for step in self.plan.steps:
-            self._say(step.record.name)
-            record = self._attack(step)
-            records.append(replace(record, standing_after=int(self.table["robust"].sum())))
-        curve_records = [AttackRecord(step.record.name) for step in self.plan.curve_steps]
+        records = [self._attack(step) for step in self.plan.steps]
+        curve_records = [step.record for step in self.plan.curve_steps]
         stands_at = self._curve(curve_records)
         return BatchOutcome(
             {name: column.cpu() for name, column in self.table.items()},
             {factor: stands_at[factor].cpu() for factor in sorted(stands_at)}, records, curve_records,
-            {name: stacked(pieces) for name, pieces in self.pictures.items()}, self.cost, time.monotonic() - started,
+            {name: stacked(pieces)[: self.plan.gallery_size] for name, pieces in self.pictures.items()},
+            self.cost, time.monotonic() - started,
         )  # fmt: skip
 
     def _look(self) -> None:
         """The clean predictions, and what the certificate says of them."""
         batch = self.batch
         self._say("clean inputs")
-        logits, cost = predict(batch.model, batch.x, self.plan.seed + int(batch.number[0]))
+        logits = predict(batch.model, batch.x, self.plan.seed + int(batch.number[0]))
         check_labels(batch.y, logits)
-        self.cost = self.cost.plus(cost)
+        self.cost = self.cost.plus(Cost(forwards=len(batch.y)))
         # of a margin that is almost nothing no share can be told: such an example counts as near the boundary
         spread = logits.amax(1) - logits.amin(1)
         self.clean_margin = torch.maximum(-margin.score(logits, batch.y), 0.01 * spread)
-        prediction, confidence = _top(logits)
+        confidence, prediction = logits.softmax(1).max(1)
         robust = (prediction == batch.y) & logits.isfinite().all(1)
         self.table = {
             "index": batch.number, "label": batch.y, "clean_prediction": prediction, "clean_confidence": confidence,
@@ -293,23 +279,23 @@ class _Measuring:
 
     def _attack(self, step: Step) -> AttackRecord:
         """One attack on what stands and needs one; the table is updated."""
-        table, batch = self.table, self.batch
+        table = self.table
         attacked = table["robust"]
         if not getattr(self.plan.certify, "attack_certified", False):
             attacked = attacked & ~table["certified"]
-        rows, skipped = _by_margin(step, attacked.nonzero()[:, 0], table["margin_left"])
-        if not len(rows):
-            return replace(AttackRecord(step.record.name), skipped=skipped)
-        found, record = self._attempt(step, rows, table["margin_left"])
-        broke = found.broke.nonzero()[:, 0]
-        hit, (prediction, confidence) = rows[broke], _top(found.logits[broke])
-        table["robust"][hit] = False
-        table["broken_by"][hit] = step.number
-        table["adversarial_prediction"][hit] = prediction
-        table["adversarial_confidence"][hit] = confidence
-        table["size"][hit] = found.size[broke].to(confidence)
-        self._remember(_columns("x", take(batch.x, hit)) | _columns("x_adv", take(found.x_adv, broke)), hit)
-        return replace(record, skipped=skipped)
+        hit, found, record = self._attempt(step, attacked.nonzero()[:, 0], table["margin_left"])
+        if found and len(hit):
+            confidence, prediction = found.logits[found.broke].softmax(1).max(1)
+            table["robust"][hit] = False
+            table["broken_by"][hit] = step.number
+            table["adversarial_prediction"][hit] = prediction
+            table["adversarial_confidence"][hit] = confidence
+            table["size"][hit] = found.size[found.broke].to(confidence)
+            pictures = _columns("x", take(self.batch.x, hit)) | _columns("x_adv", take(found.x_adv, found.broke))
+            for name, column in (pictures | {name: table[name][hit] for name in _PICTURED}).items():
+                column = column.float() if column.dtype == torch.bfloat16 else column  # which numpy does not know
+                self.pictures.setdefault(name, []).append(column[: self.plan.gallery_size].cpu())
+        return replace(record, standing_after=int(table["robust"].sum()))
 
     def _curve(self, records: list[AttackRecord]) -> dict[float, Tensor]:
         """Which examples stand at each radius: downwards from what fell, upwards from what stands."""
@@ -326,47 +312,36 @@ class _Measuring:
                 rows = (table["correct"] & fell).nonzero()[:, 0]
                 stands[rows] = True  # until an attack says otherwise
                 for i, step in enumerate(plan.curve_steps):
-                    self._say(f"{step.record.name} at {factor:g} times the radius")
-                    tried, skipped = _by_margin(step, rows[stands[rows]], left)
-                    records[i] = replace(records[i], skipped=records[i].skipped + skipped)
-                    if len(tried):
-                        found, record = self._attempt(step, tried, left, factor)
-                        records[i] = records[i].plus(record)
-                        stands[tried[found.broke]] = False
+                    hit, _, record = self._attempt(step, rows[stands[rows]], left, factor)
+                    records[i] = records[i].plus(record)
+                    stands[hit] = False
                 stands_at[factor] = stands.clone()
         return stands_at
 
-    def _attempt(self, step: Step, rows: Tensor, left: Tensor, factor: float = 1.0) -> tuple[Attempt, AttackRecord]:
-        """The attempt on some rows; `left` (B,) falls to what it showed at permitted points, as shares of the clean
-        margin."""
+    def _attempt(
+        self, step: Step, rows: Tensor, left: Tensor, factor: float = 1.0
+    ) -> tuple[Tensor, Attempt | None, AttackRecord]:
+        """Attacks those of the rows that have little enough of the margin left, if any: the rows that broke.
+
+        `left` (B,) falls to what it showed at permitted points, as shares of the clean margin.
+        """
+        self._say(step.record.name + (f" at {factor:g} times the radius" if factor != 1 else ""))
+        at_most, skipped = step.record.margin_at_most, 0
+        if at_most is not None:
+            near = left[rows] <= at_most
+            rows, skipped = rows[near], int((~near).sum())
+        if not len(rows):
+            return rows, None, replace(step.record, skipped=skipped)
         found, record = attempt(self.plan, step, self.batch.rows(rows), factor)
-        self.cost = self.cost.plus(found.cost)
+        self.cost = self.cost.plus(record.cost).plus(Cost(forwards=len(rows)))
         share = (-margin.score(found.logits, self.batch.y[rows]) / self.clean_margin[rows]).nan_to_num(0.0)
         share = torch.where(found.broke, 0.0, torch.where(found.sound, share.clamp(0, 1), 1.0))
         left[rows] = torch.minimum(left[rows], share.to(left))
-        return found, record
-
-    def _remember(self, pictures: dict[str, Tensor], hit: Tensor) -> None:
-        """Keeps turned examples for the gallery until it is full."""
-        room = self.plan.gallery_size - sum(len(piece) for piece in self.pictures.get("index", []))
-        if room <= 0 or not len(hit):
-            return
-        names = ("label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
-        for name, column in (pictures | {name: self.table[name][hit] for name in ("index", *names)}).items():
-            column = column.float() if column.dtype == torch.bfloat16 else column  # which numpy does not know
-            self.pictures.setdefault(name, []).append(column[:room].cpu())
+        return rows[found.broke], found, replace(record, skipped=skipped)
 
     def _say(self, what: str) -> None:
         self.tell(self.stage, what, self.cost)
         self.stage += 1
-
-
-def _by_margin(step: Step, rows: Tensor, left: Tensor) -> tuple[Tensor, int]:
-    """The rows with little enough of the margin left for this attack, and how many others there are."""
-    if step.record.margin_at_most is None:
-        return rows, 0
-    near = rows[left[rows] <= step.record.margin_at_most]
-    return near, len(rows) - len(near)
 
 
 def _columns(name: str, value: Inputs) -> dict[str, Tensor]:
@@ -377,17 +352,8 @@ def _columns(name: str, value: Inputs) -> dict[str, Tensor]:
 def stacked(pieces: Sequence[Tensor]) -> Tensor:
     """All rows of tensors (b, ...); where these differ in another axis, the shorter end in zeros."""
     shape = [max(lengths) for lengths in zip(*(piece.shape[1:] for piece in pieces), strict=True)]
-    if all(list(piece.shape[1:]) == shape for piece in pieces):
-        return torch.cat([*pieces])
-    whole = pieces[0].new_zeros(sum(map(len, pieces)), *shape)
-    start = 0
+    filled = []
     for piece in pieces:
-        whole[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
-        start += len(piece)
-    return whole
-
-
-def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Prediction and its probability, each (B,)."""
-    confidence, prediction = logits.softmax(1).max(1)
-    return prediction, confidence
+        missing = [most - length for most, length in zip(shape, piece.shape[1:], strict=True)]
+        filled.append(F.pad(piece, [number for most in reversed(missing) for number in (0, most)]))
+    return torch.cat(filled)

@@ -6,8 +6,7 @@ Shapes: B examples, K classes. What can be handled is handled and told in a Find
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,7 @@ class PreflightError(ValueError):
     """The model or the data cannot be attacked in a way that would mean anything."""
 
 
-@dataclass(frozen=True)
-class Preflight:
+class Preflight(NamedTuple):
     """`model` is the one to attack: the model given, or a wrapper around it."""
 
     model: Model
@@ -56,9 +54,9 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_
         first, second = _two_looks(model, x, threat)
     check_labels(y, first)
     findings += _randomness(model, x, threat, first, second)
-    if _are_probabilities(first):
+    if told := _probabilities(first):
         model = LogProbabilities(model)
-        findings += _probabilities(first)
+        findings += told
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.enable_grad():
         findings += _gradients(frozen, x, y.to(device_of(x)), threat, needs_grad)
     return Preflight(model, tuple(findings))
@@ -196,6 +194,10 @@ def _randomness(model: Model, x: Inputs, threat: ThreatModel, first: Tensor, sec
 
 
 def _probabilities(out: Tensor) -> list[Finding]:
+    """Told where rows are not negative and sum to 1; equal rows of a batch say nothing (a constant model)."""
+    varied = len(out) == 1 or bool((out != out[0]).any())
+    if not varied or bool((out < 0).any()) or bool(((out.sum(1) - 1).abs() >= 1e-3).any()):
+        return []
     share = (out.amax(1) == 1).float().mean().item()
     sentence = (
         "The model returns probabilities, not logits; its attacks climb on their logarithm. A probability that is "
@@ -208,31 +210,28 @@ def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, needed: 
     """Whether the logits depend on the input at all, and where cross-entropy has nothing to climb."""
     z = threat.null(x).requires_grad_()
     logits = _run(model, x, threat, z)
-    grads = []
-    for score in (margin.score(logits, y), cross_entropy.score(logits, y)):
-        try:
-            grad = torch.autograd.grad(score.sum(), z, retain_graph=True, allow_unused=True)[0]
-        except RuntimeError as error:
-            if score.requires_grad:
-                raise PreflightError(f"the model's gradient cannot be computed: {error}") from error
-            grad = None
-        if grad is None and not needed:
-            sentence = (
-                "The logits have no gradient with respect to the input, so only searches without gradients were run. "
-                "They break less than attacks that know the model: the number may be too high."
-            )
-            return [Finding("no_gradient", sentence, {}, "suspect", "Attack what the model computes before it is cut.")]
-        if grad is None:
-            raise PreflightError(
-                "the logits have no gradient with respect to the input: somewhere in the model the graph is cut "
-                "(no_grad, detach, numpy, a hard decision). Gradient attacks would find nothing and call it robust; "
-                "run only searches without gradients, such as square"
-            )
-        grads.append(grad.flatten(1))
-    return _gradient_findings(*grads)
+    scores = [objective.score(logits, y).sum() for objective in (margin, cross_entropy) if logits.requires_grad]
+    try:
+        grads = [torch.autograd.grad(score, z, retain_graph=True, allow_unused=True)[0] for score in scores]
+    except RuntimeError as error:
+        raise PreflightError(f"the model's gradient cannot be computed: {error}") from error
+    found = [grad.flatten(1) for grad in grads if grad is not None]
+    if len(found) < 2 and needed:
+        raise PreflightError(
+            "the logits have no gradient with respect to the input: somewhere in the model the graph is cut "
+            "(no_grad, detach, numpy, a hard decision). Gradient attacks would find nothing and call it robust; "
+            "run only searches without gradients, such as square"
+        )
+    if len(found) < 2:
+        sentence = (
+            "The logits have no gradient with respect to the input, so only searches without gradients were run. "
+            "They break less than attacks that know the model: the number may be too high."
+        )
+        return [Finding("no_gradient", sentence, {}, "suspect", "Attack what the model computes before it is cut.")]
+    return _of_gradients(*found)
 
 
-def _gradient_findings(by_margin: Tensor, by_loss: Tensor) -> list[Finding]:
+def _of_gradients(by_margin: Tensor, by_loss: Tensor) -> list[Finding]:
     num = len(by_margin)
     broken = int((~(by_margin.isfinite() & by_loss.isfinite()).all(1)).sum())
     flat, lost = (by_margin == 0).all(1), (by_loss == 0).all(1)
@@ -283,12 +282,6 @@ class TwoLogits(nn.Module):
     def forward(self, x: Any) -> Tensor:
         s = self.model(x).flatten()
         return torch.stack([1 - s if self.probability else torch.zeros_like(s), s], 1)
-
-
-def _are_probabilities(out: Tensor) -> bool:
-    """Rows that are not negative and sum to 1; equal rows of a batch say nothing (a constant model)."""
-    told = len(out) == 1 or bool((out != out[0]).any())
-    return told and bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _is_probability(one: Tensor) -> bool:
