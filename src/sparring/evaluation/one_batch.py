@@ -326,18 +326,17 @@ class Measuring:
         `left` (B,) falls to what it showed at permitted points, as shares of the clean margin.
         """
         self._say(step.record.name + (f" at {factor:g} times the radius" if factor != 1 else ""))
-        at_most, skipped = step.record.margin_at_most, 0
-        if at_most is not None:
-            near = left[rows] <= at_most
-            rows, skipped = rows[near], int((~near).sum())
-        if not len(rows):
-            return rows, None, replace(step.record, skipped=skipped)
-        found, record = attempt(self.plan, step, self.batch.rows(rows), factor)
-        self.cost = self.cost.plus(record.cost).plus(Cost(forwards=len(rows)))
-        share = (-margin.score(found.logits, self.batch.y[rows]) / self.clean_margin[rows]).nan_to_num(0.0)
+        at_most = step.record.margin_at_most
+        near = rows if at_most is None else rows[left[rows] <= at_most]
+        skipped = len(rows) - len(near)
+        if not len(near):
+            return near, None, replace(step.record, skipped=skipped)
+        found, record = attempt(self.plan, step, self.batch.rows(near), factor)
+        self.cost = self.cost.plus(record.cost).plus(Cost(forwards=len(near)))
+        share = (-margin.score(found.logits, self.batch.y[near]) / self.clean_margin[near]).nan_to_num(0.0)
         share = torch.where(found.broke, 0.0, torch.where(found.sound, share.clamp(0, 1), 1.0))
-        left[rows] = torch.minimum(left[rows], share.to(left))
-        return rows[found.broke], found, replace(record, skipped=skipped)
+        left[near] = torch.minimum(left[near], share.to(left))
+        return near[found.broke], found, replace(record, skipped=skipped)
 
     def _say(self, what: str) -> None:
         self.tell(self.stage, what, self.cost)
