@@ -152,8 +152,9 @@ def metrics(table: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**accuracy_metrics(table), "hard_to_turn": replace(hard, higher_is_better=False)}
 
 
-def show(gallery: Mapping[str, Any], results: Any) -> str:
+def show(run: Any) -> str:
     """The rows before and after."""
+    gallery = run.gallery
     pairs = zip(gallery["x/ids"].tolist(), gallery["x_adv/ids"].tolist(), strict=True)
     return "<ul class='tokens'>" + "".join(f"<li>{before} became {after}</li>" for before, after in pairs) + "</ul>"
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sparring.adapters.files import build_model, load_weights, runs_a_file
+from sparring.adapters.files import runs_a_file
 from sparring.app import train_run as runs
 from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
@@ -44,11 +44,9 @@ def from_run(run: Path, which: str = "best", model_file: str | None = None) -> S
 def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     """The model of a user's file ("file.py:function") or a known name, with the weights of a file."""
     dataset, modality, _ = find_data(data)
-    built = build_model(model, modality.models, 0, dataset.given)
-    if weights:
-        load_weights(built, weights)
-    elif not runs_a_file(model):
+    if not weights and not runs_a_file(model):
         raise ValueError(f"--model {model} without --weights is a network that has learned nothing")
+    built = modality.make_model(model, 0, dataset.given, weights, dataset)
     return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
 

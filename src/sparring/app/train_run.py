@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from sparring.adapters.files import build_model, load_weights, runs_a_file
+from sparring.adapters.files import load_weights, runs_a_file
 from sparring.app.settings import GENERAL, TrainingSettings
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
@@ -143,8 +143,7 @@ def load(run: str | Path, which: str = "best", *, model: str | None = None) -> n
         )
     trusted(config.settings, run, {"model": model}, "model")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.given.items()}
-    text, seed = model or str(config.settings.model), config.settings.seed
-    network = build_model(text, find(config.kind).models, seed, given)
+    network = find(config.kind).make_model(model or str(config.settings.model), config.settings.seed, given)
     return load_weights(network, weights).eval()
 
 
@@ -220,9 +219,8 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
 def _prepare(settings: TrainingSettings) -> _Job:
     """Everything that can be wrong with the settings says so here."""
     data, modality, _ = find_data(settings.data)
-    model = build_model(str(settings.model), modality.models, settings.seed, data.given)
-    if settings.weights:
-        load_weights(model, Path(settings.weights))
+    weights = Path(settings.weights) if settings.weights else None
+    model = modality.make_model(str(settings.model), settings.seed, data.given, weights)
     threat = modality.make_threat(settings.threat, data, model)
     if not math.isfinite(threat.radius):
         raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
@@ -245,14 +243,12 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
     s, data, machine = job.settings, job.data, find_machine(job.settings.device)
     model = machine.place(job.model)
     assert s.epochs and s.batch_size and s.schedule and s.radius_ramp is not None  # `_completed` filled them
-    num_held = min(s.held_out, max(len(data.y_train) // 10, data.num_classes))
-    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=s.seed)
-    x, y = machine.place(data.x_train), machine.place(data.y_train)
+    (x, y), (x_held, y_held) = _parts(s, data)
     batches = Batches(
-        take(x, keep), y[keep], s.batch_size, seed=s.seed, shuffle=True, drop_last=len(keep) >= s.batch_size,
+        machine.place(x), machine.place(y), s.batch_size, seed=s.seed, shuffle=True, drop_last=len(y) >= s.batch_size,
         prepare=data.prepare, augment=_augment(job),
     )  # fmt: skip
-    validate = _validation(job, model, Batches(take(x, held), y[held], 500, prepare=data.prepare))
+    validate = _validation(job, model, Batches(machine.place(x_held), machine.place(y_held), 500, prepare=data.prepare))
     saved = time.monotonic()
 
     def watch(now: TrainingState) -> bool | None:
@@ -281,8 +277,18 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
     return result
 
 
+def _parts(settings: TrainingSettings, data: Dataset) -> tuple[Any, Any]:
+    """(x, y) to train on, and (x, y) that choose the best epoch."""
+    if data.validation:
+        return (data.x_train, data.y_train), data.validation
+    num_held = min(settings.held_out, max(len(data.y_train) // 10, data.num_classes))
+    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=settings.seed)
+    return (take(data.x_train, keep), data.y_train[keep]), (take(data.x_train, held), data.y_train[held])
+
+
 def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
     """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits."""
+    job.modality.calibrate(model, job.data)
     found = {finding.name for finding in preflight(model, *next(iter(batches)), job.threat).findings}
     if "probabilities" in found:
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
@@ -291,6 +297,7 @@ def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any]
     stages = job.modality.make_plan(job.modality.validation, job.threat)
 
     def validate(candidate: Any) -> dict[str, float]:
+        job.modality.calibrate(candidate, job.data)
         found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
         return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
 

@@ -39,7 +39,8 @@ class Evaluation:
 
     model: the one that was attacked, after `preflight`. metrics: what was measured, by name, each with an interval.
     table: one entry per example: index, label, clean_prediction, clean_confidence, correct, certified, robust,
-    broken_by (number of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size, margin_left.
+    broken_by (number of the attack, -1 for none), adversarial_prediction, adversarial_confidence, size, margin_left;
+    and x/NAME for each named input of one number per example.
     margin_left: share of the clean margin (logit of the label minus the largest other) that is left at the worst
     permitted point an attack has shown: 1 untouched, 0 broken or wrong from the start.
     gallery: some turned examples: index, label, clean_prediction, clean_confidence, adversarial_prediction,

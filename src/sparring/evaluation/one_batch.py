@@ -273,6 +273,8 @@ class Measuring:
             "adversarial_confidence": confidence.clone(), "size": torch.zeros_like(confidence),
             "margin_left": robust.to(confidence),
         }  # fmt: skip
+        if not isinstance(batch.x, Tensor):  # facts about an example, such as whose it is, for the metrics
+            self.table |= {f"x/{name}": tensor for name, tensor in batch.x.items() if tensor.ndim == 1}
         rows = robust.nonzero()[:, 0]
         if self.plan.certify and len(rows):
             self.table["certified"][rows] = certified(self.plan, batch.rows(rows))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparring.adapters.files import build_model, load_weights
 from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
 from sparring.core.registry import Builder, Named, Option, named, options_of
@@ -22,7 +23,8 @@ class Dataset:
     """Examples as stored: tensors (N, *X) or named tensors of N rows, and labels int64 (N,).
 
     kind: the name of the modality. facts: plain values that models and threats may ask for by name beside `shape` and
-    `num_classes`, such as the size of a vocabulary. prepare: makes model inputs of stored examples.
+    `num_classes`, such as the size of a vocabulary. prepare: makes model inputs of stored examples. validation: stored
+    examples and labels that choose the best epoch; without them training examples are held out for it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Dataset:
     class_names: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], Any] | None = None
+    validation: tuple[Inputs, Tensor] | None = None
 
     @property
     def shape(self) -> Any:
@@ -66,9 +69,12 @@ class Modality:
     load: (path, *, options) -> Dataset; its signature says what `--data KIND:PATH,KEY=VALUE` takes. known: names of
     data sets, and forms of paths in capitals, with a line on each. reads: whether a file or folder looks like its own.
     threats, attacks, plans, recipes, models: builders by name, beside the shared ones (an equal name goes first).
-    validation: the attack that chooses the best epoch. augment: options -> `Augment`, or None. presets: training
-    settings for a data set, `model` among them. certify: (model, threat) -> a lower bound of margins (see `measure`) or
-    None, and why there is none. metrics: see `measure`. show: (gallery, results) -> html of some attacked examples.
+    complete: (module, given) -> the model that is trained and evaluated, where somebody's module is only a part of it.
+    calibrate: (model, data) sets in place what no gradient sets, such as a threshold, from the training part; called
+    before each validation, and on what was completed. validation: the attack that chooses the best epoch. augment:
+    options -> `Augment`, or None. presets: training settings for a data set, `model` among them. certify: (model,
+    threat) -> a lower bound of margins (see `measure`) or None, and why there is none. metrics: see `measure`. show:
+    (stored evaluation) -> html, such as some attacked examples.
     """
 
     name: str
@@ -81,6 +87,8 @@ class Modality:
     attacks: Mapping[str, Builder] = field(default_factory=dict)
     plans: Mapping[str, Builder] = field(default_factory=dict)
     recipes: Mapping[str, Builder] = field(default_factory=dict)
+    complete: Callable[[nn.Module, Mapping[str, Any]], nn.Module] = lambda module, given: module
+    calibrate: Callable[[nn.Module, Dataset], None] = lambda model, data: None
     validation: str = "pgd:num_steps=10,step=0.25"
     augment: Builder | None = None
     certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
@@ -95,6 +103,18 @@ class Modality:
     def make_threat(self, text: str, data: Dataset | None = None, model: Any = None) -> ThreatModel:
         """The threat that a text names, from the own and the shared ones."""
         return make_threat(text, data, model, {**THREATS, **self.threats})
+
+    def make_model(
+        self, text: str, seed: int, given: Mapping[str, Any], weights: Path | None = None, data: Dataset | None = None
+    ) -> nn.Module:
+        """The network that a text names, with the weights of a file; one of somebody else completed, and calibrated."""
+        built = build_model(text, self.models, seed, given)
+        if weights:
+            load_weights(built, weights)
+        model = self.complete(built, given)
+        if model is not built and data is not None:
+            self.calibrate(model, data)
+        return model
 
     def make_plan(self, text: str, threat: ThreatModel) -> tuple[Stage, ...]:
         """The stages that a text names, from the own and the shared attacks and plans."""

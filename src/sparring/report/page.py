@@ -158,6 +158,4 @@ def _gallery(run: StoredEvaluation) -> Markup:
     """What the kind of input shows of the turned examples; it escapes what comes from the files."""
     kind = run.results.data.kind
     show = find(kind).show if kind in MODALITIES else None
-    if show is None or run.gallery is None or not len(run.gallery["index"]):
-        return Markup()
-    return Markup(show(run.gallery, run.results))
+    return Markup(show(run) if show else "")

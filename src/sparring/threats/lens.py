@@ -68,7 +68,7 @@ class Lens(ThreatModel):
     def valid(self, x: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
         valid = self.threat.valid(self._seen(x), self._seen(adversarial))
         for name in x.keys() - {self.name}:
-            valid = valid & (adversarial[name] == x[name]).flatten(1).all(1)
+            valid = valid & (adversarial[name] == x[name]).reshape(len(valid), -1).all(1)
         return valid
 
     def room(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:

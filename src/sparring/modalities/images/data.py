@@ -107,12 +107,14 @@ def _parquet(folder: Path, name: str) -> Dataset:
         )
     if len({p.parent for p in train + test}) > 1:
         raise ValueError(f"data folder {folder} holds several data sets in subfolders; name one of the subfolders")
-    x_train, y_train, names = _table(train)
-    x_test, y_test, _ = _table(test)
+    x_train, y_train, names = read_table(train)
+    x_test, y_test, _ = read_table(test)
     return _dataset(name, x_train, y_train, x_test, y_test, names)
 
 
-def _table(files: list[Path]) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+def read_table(
+    files: list[Path], size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     """Images, labels and class names of parquet files in the hub's layout."""
     table = _need("pyarrow.parquet", "reading parquet").read_table(files)
     image = next((c for c in ("image", "img") if c in table.column_names), None)
@@ -124,11 +126,11 @@ def _table(files: list[Path]) -> tuple[np.ndarray, np.ndarray, list[str] | None]
     raw = [b for chunk in table[image].chunks for b in chunk.field("bytes").to_pylist()]
     about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
-    return _decode(raw, files[0]), table["label"].to_numpy(), names
+    return decode_images(raw, files[0], size), table["label"].to_numpy(), names
 
 
-def _decode(raw: list[Any], file: Path) -> np.ndarray:
-    """uint8 (N, H, W) or (N, H, W, 3) of compressed images that share one shape."""
+def decode_images(raw: list[Any], file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 (N, H, W) or (N, H, W, 3) of compressed images that share one shape, or are brought to `size` (W, H)."""
     pillow = _need("PIL.Image", "decoding images")
     images: list[np.ndarray] = []
     for i, content in enumerate(raw):
@@ -137,7 +139,8 @@ def _decode(raw: list[Any], file: Path) -> np.ndarray:
                 if image.mode not in ("L", "RGB", "1", "P", "RGBA", "CMYK"):
                     raise ValueError(f"mode {image.mode} is not 8-bit gray or colour")
                 mode = "L" if image.mode in ("L", "1") else "RGB"
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+                image = image if image.mode == mode else image.convert(mode)
+                pixels = np.asarray(image if size in (None, image.size) else image.resize(size, pillow.Resampling.BOX))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: image {i} cannot be read ({error})") from error
         images.append(pixels)
@@ -163,8 +166,8 @@ def _npz(path: Path) -> Dataset:
 
 
 def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, class_names: list[str] | None) -> Dataset:
-    x_train, y_train = _inputs(x_train, "x_train", name), _labels(y_train, "y_train", name)
-    x_test, y_test = _inputs(x_test, "x_test", name), _labels(y_test, "y_test", name)
+    x_train, y_train = as_pixels(x_train, "x_train", name), _labels(y_train, "y_train", name)
+    x_test, y_test = as_pixels(x_test, "x_test", name), _labels(y_test, "y_test", name)
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if len(x) != len(y):
             raise ValueError(f"{name}: x_{split} has {len(x)} examples and y_{split} {len(y)} labels; one label each")
@@ -182,7 +185,7 @@ def _dataset(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any, cl
     return Dataset(name, "images", x_train, y_train, x_test, y_test, names, prepare=scale)
 
 
-def _inputs(x: np.ndarray, key: str, name: str) -> Tensor:
+def as_pixels(x: np.ndarray, key: str, name: str) -> Tensor:
     """uint8 or float32, features (N, D) or images (N, C, H, W)."""
     if x.ndim not in (2, 3, 4) or x.size == 0:
         raise ValueError(f"{name}: {key} has shape {x.shape}; expected examples (N, D), (N, H, W) or with channels")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from sparring.results.schema import DataEntry, Results
+from sparring.results.read import StoredEvaluation
+from sparring.results.schema import DataEntry
 
 _CARD = Markup(
     '<figure class="card">{body}<figcaption>{before} ({was}) → <b>{after}</b> ({now})<br>'
@@ -29,8 +30,11 @@ _LEGEND = Markup(
 )
 
 
-def show(gallery: Mapping[str, np.ndarray], results: Results) -> str:
-    """HTML cards of the examples in a gallery (docs/results-schema.md) and how to read them; all text is escaped."""
+def show(run: StoredEvaluation) -> str:
+    """HTML cards of the turned examples that were kept, and how to read them; all text is escaped."""
+    gallery, results = run.gallery, run.results
+    if gallery is None or not len(gallery["index"]):
+        return ""
     x, x_adv = gallery["x"], gallery["x_adv"]
     threat = results.threat.settings if isinstance(results.threat.settings, dict) else {}
     box = {"low": x.min(), "high": x.max()}
