@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sparring.core.registry import named, parse
 from sparring.modalities.base import Dataset, Modality
 
-MODALITIES: dict[str, str] = {"images": "sparring.modalities.images"}
+MODALITIES: dict[str, str] = {"images": "sparring.modalities.images", "faces": "sparring.modalities.faces"}
 
 
 class Loaded(NamedTuple):
