@@ -53,10 +53,11 @@ class CheckedEvaluation(Evaluation):
         """TRUSTED, SUSPECT or INVALID by the findings; None where no check was made."""
         return None if self.checks is None else verdict(self.findings)
 
-    def save(self, folder: str | Path, *, name: str = "model", **about: Any) -> Results:
+    def save(self, folder: str | Path, *, name: str = "model", caption: Any = None, **about: Any) -> Results:
         """Writes results.json, examples.csv, gallery.npz and report.html; returns what results.json holds.
 
-        about: more of what the results tell: model, data, training (dictionaries), command, device.
+        about: more of what the results tell: model, data, training (dictionaries), command, device. caption: gallery ->
+        further arrays for it (see `Modality`).
         """
         folder = Path(folder)
         about.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
@@ -64,6 +65,8 @@ class CheckedEvaluation(Evaluation):
             self, name=name, class_names=self.class_names, sanity=self.checks, no_certificate=self.no_certificate,
             **about,
         )  # fmt: skip
+        if caption and stored.gallery:
+            stored = stored._replace(gallery={**stored.gallery, **caption(gallery=stored.gallery)})
         write_evaluation(folder, *stored)
         write_report([folder], folder / "report.html")
         return stored.results

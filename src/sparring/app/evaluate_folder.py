@@ -31,6 +31,7 @@ class Subject(NamedTuple):
     architecture: str
     weights: Path | None
     training: dict[str, Any] | None
+    run: Path | None = None
 
 
 def from_run(run: Path, which: str = "best", model_file: str | None = None) -> Subject:
@@ -38,7 +39,7 @@ def from_run(run: Path, which: str = "best", model_file: str | None = None) -> S
     settings = runs.read_config(run)
     model, weights = runs.load(run, which, model=model_file), run / f"{which}.safetensors"
     training = runs.training_record(run, which) if (run / "training.json").exists() else None
-    return Subject(model, run.resolve().name, str(settings.model), weights, training)
+    return Subject(model, run.resolve().name, str(settings.model), weights, training, run)
 
 
 def from_weights(model: str, weights: Path | None, data: str) -> Subject:
@@ -61,7 +62,7 @@ def evaluate_folder(
     ValueError (PreflightError among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
-    dataset, modality, _ = find_data(s.data)
+    dataset, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
     threat = modality.make_threat(s.threat, dataset, subject.model)
     stages = modality.make_plan(s.attacks, threat)
     batches = dataset.batches(s.split, s.batch_size, s.num_examples)
@@ -90,7 +91,11 @@ def evaluate_folder(
             "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),
             "weights": str(subject.weights) if subject.weights else None, "sha256": digest, "smooth": s.smooth,
         },
-        data={"kind": dataset.kind, "name": dataset.name, "split": s.split, "shape": dataset.shape},
+        data={
+            "kind": dataset.kind, "name": dataset.name, "split": s.split, "shape": dataset.shape,
+            "settings": dict(dataset.facts),
+        },
+        caption=modality.caption and functools.partial(modality.caption, dataset, split=s.split, threat=threat),
     )  # fmt: skip
     clear(keep)
     return results

@@ -26,11 +26,11 @@ from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
 from sparring.core.files import read_json, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
-from sparring.core.registry import Named, named, options_of, text_of
+from sparring.core.registry import Named, named, options_of, parse, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
-from sparring.modalities import find, find_data
+from sparring.modalities import find, find_data, kind_of
 from sparring.modalities.base import Dataset, Modality
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp, Ramped
@@ -48,6 +48,7 @@ class RunConfig(BaseModel):
     kind: str
     given: dict[str, Any]
     class_names: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class _Job(NamedTuple):
@@ -89,14 +90,17 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     job, existed = _prepare(_completed(settings)), out.exists()
     config = RunConfig(
         schema="sparring.run/2", settings=job.settings, kind=job.data.kind, given=job.data.given,
-        class_names=job.data.class_names,
+        class_names=job.data.class_names, kept=tuple(job.data.kept),
     )  # fmt: skip
     write_json(out / "config.json", config.model_dump(by_alias=True))
+    for option, text in job.data.kept.items():
+        write_text(out / f"{option}.txt", text)
     try:
         return _run(job, out, None, observe)
     except Exception:
         if not (out / "checkpoint.pt").exists():  # nothing was learned: the folder is left as it was found
-            (out / "config.json").unlink()
+            for name in ("config.json", *(f"{option}.txt" for option in job.data.kept)):
+                (out / name).unlink()
             if not existed:
                 with suppress(OSError):
                     out.rmdir()
@@ -119,12 +123,23 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
         )
     state = _read_state(out / "checkpoint.pt")
     start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
-    return _run(_prepare(start)._replace(settings=settings), out, state, observe)
+    job = _prepare(start, data_text(out, settings.data))
+    return _run(job._replace(settings=settings), out, state, observe)
 
 
 def read_config(run: Path) -> TrainingSettings:
     """The settings of a run folder."""
     return _config(run).settings
+
+
+def data_text(run: Path, text: str) -> str:
+    """The data that a text names, read with what the run has kept (a vocabulary), unless the text says otherwise."""
+    config, spec = _config(run), parse(text)
+    kept = [option for option in config.kept if option not in dict(spec.options)]
+    if not kept or kind_of(text) != config.kind:
+        return text
+    paths = {option: text_of(str(run / f"{option}.txt")) for option in kept}
+    return text + "".join(f",{option}={path}" for option, path in paths.items())
 
 
 def load(run: str | Path, which: str = "best", *, model: str | None = None) -> nn.Module:
@@ -216,11 +231,13 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
     return settings.but(**missing, augment=augment)
 
 
-def _prepare(settings: TrainingSettings) -> _Job:
-    """Everything that can be wrong with the settings says so here."""
-    data, modality, _ = find_data(settings.data)
+def _prepare(settings: TrainingSettings, text: str = "") -> _Job:
+    """Everything that can be wrong with the settings says so here. text: of the data, where the run has kept some."""
+    data, modality, _ = find_data(text or settings.data)
     weights = Path(settings.weights) if settings.weights else None
     model = modality.make_model(str(settings.model), settings.seed, data.given, weights)
+    if data.start and not weights:
+        data.start(model)
     threat = modality.make_threat(settings.threat, data, model)
     if not math.isfinite(threat.radius):
         raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")

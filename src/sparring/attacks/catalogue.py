@@ -8,13 +8,14 @@ fractions of the radius (`step`) or lengths in the threat's unit (`absolute_step
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from sparring.attacks.around import restarted
 from sparring.attacks.loop import Attack, Keep, StepRule
 from sparring.attacks.starts import Start, null, uniform
-from sparring.attacks.steps import Ascent, RawAscent, SparseAscent
+from sparring.attacks.steps import Ascent, FrankWolfe, RawAscent, SparseAscent
 from sparring.core.objectives import Objective, aimed, cross_entropy
 from sparring.core.types import Attacker
 from sparring.threats.base import ThreatModel
@@ -105,6 +106,19 @@ def slide(
     return restarted(_compose(threat, rule, num_steps, uniform, objective, wanted, keep), restarts)
 
 
+def frank_wolfe(
+    threat: ThreatModel, *, num_steps: int = 8, step: float = 1.0,
+    objective: Objective = cross_entropy, wanted: Wanted = None, keep: Keep = "fooled_first", restarts: int = 1,
+) -> Attacker:  # fmt: skip
+    """Steps towards the corner of the set that the gradient points to, from the clean input; restarts begin at random.
+
+    Source: Frank and Wolfe 1956. For words one step is HotFlip (Ebrahimi 2018); see `steps.FrankWolfe`.
+    """
+    rule = FrankWolfe(step)
+    first = _compose(threat, rule, num_steps, null, objective, wanted, keep)
+    return first if restarts == 1 else restarted(replace(first, start=uniform), restarts)
+
+
 CATALOGUE: dict[str, Callable[..., Attacker]] = {
     "gradient-ascent": gradient_ascent,
     "fgsm": fgsm,
@@ -112,6 +126,7 @@ CATALOGUE: dict[str, Callable[..., Attacker]] = {
     "pgd": pgd,
     "mi-fgsm": mi_fgsm,
     "slide": slide,
+    "frank-wolfe": frank_wolfe,
 }
 
 

@@ -116,8 +116,7 @@ class Corner:
 
     def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
         null = threat.null(x)
-        direction = threat.steepest(x, laid_out(noise.normal(null.shape[1:]), null))
-        return threat.project(x, null + per_example(threat.radius, null) * direction)
+        return threat.corner(x, laid_out(noise.normal(null.shape[1:]), null))
 
 
 null, uniform = Null(), Uniform()

@@ -117,8 +117,9 @@ class BatchPlan:
         bounded = bool(torch.as_tensor(threat.radius).isfinite().all())
         steps = tuple(Step.of(number, stage, threat) for number, stage in enumerate(stages))
         curve_steps = tuple(Step.of(100 + number, stage, threat) for number, stage in enumerate(curve_stages))
-        factors = tuple(sorted({*curve} - {1.0})) if bounded else ()
-        return BatchPlan(threat, steps, curve_steps, factors, certify, gallery_size, seed)
+        radius = torch.as_tensor(threat.radius)  # some cannot grow: all words are all words
+        moved = [f for f in sorted({*curve}) if bool((torch.as_tensor(threat.at(f).radius) != radius).any())]
+        return BatchPlan(threat, steps, curve_steps, tuple(moved) if bounded else (), certify, gallery_size, seed)
 
     @property
     def num_stages(self) -> int:

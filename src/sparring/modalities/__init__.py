@@ -10,7 +10,11 @@ from typing import NamedTuple
 from sparring.core.registry import named, parse
 from sparring.modalities.base import Dataset, Modality
 
-MODALITIES: dict[str, str] = {"images": "sparring.modalities.images", "faces": "sparring.modalities.faces"}
+MODALITIES: dict[str, str] = {
+    "images": "sparring.modalities.images",
+    "faces": "sparring.modalities.faces",
+    "text": "sparring.modalities.text",
+}
 
 
 class Loaded(NamedTuple):
@@ -52,10 +56,19 @@ def find_data(text: str) -> Loaded:
         return Loaded(data, find(data.kind), "")
     if spec.name not in MODALITIES:
         path = spec.name if spec.value is None else f"{spec.name}:{spec.value}"
-        spec = spec._replace(name=_kind_of(path, text), value=path)
+        spec = spec._replace(name=kind_of(text), value=path)
         taken = f"data {text} is taken as {spec.name}; {spec.name}:{text} would say so"
     modality = find(spec.name)
     return Loaded(named(spec, {spec.name: modality.load}, "data", given=())(), modality, taken)
+
+
+def kind_of(text: str) -> str:
+    """The kind of input of the data that a text names, without reading them; "" for FILE.py:FUNCTION. Raises as
+    `load_data`."""
+    spec = parse(text)
+    if ".py:" in spec.name or spec.name in MODALITIES:
+        return "" if ".py:" in spec.name else spec.name
+    return _kind_of(spec.name if spec.value is None else f"{spec.name}:{spec.value}", text)
 
 
 def known_data() -> dict[str, str]:

@@ -24,7 +24,10 @@ class Dataset:
 
     kind: the name of the modality. facts: plain values that models and threats may ask for by name beside `shape` and
     `num_classes`, such as the size of a vocabulary. prepare: makes model inputs of stored examples. validation: stored
-    examples and labels that choose the best epoch; without them training examples are held out for it.
+    examples and labels that choose the best epoch; without them training examples are held out for it. kept: what was
+    learned from the training examples and must stay with a run, as option of `load` -> the text of a file: a run folder
+    holds OPTION.txt, and data that are read for the run get its path. start: puts what the data know into a new
+    network, such as word vectors.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Dataset:
     facts: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], Any] | None = None
     validation: tuple[Inputs, Tensor] | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+    start: Callable[[Any], None] | None = None
 
     @property
     def shape(self) -> Any:
@@ -74,7 +79,8 @@ class Modality:
     before each validation, and on what was completed. validation: the attack that chooses the best epoch. augment:
     options -> `Augment`, or None. presets: training settings for a data set, `model` among them. certify: (model,
     threat) -> a lower bound of margins (see `measure`) or None, and why there is none. metrics: see `measure`. show:
-    (stored evaluation) -> html, such as some attacked examples.
+    (stored evaluation) -> html, such as some attacked examples. caption: (data, gallery, split, threat) -> further
+    arrays for a gallery, of what only the data know (the strings behind numbers), for `show`.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Modality:
     certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
     metrics: Callable[..., Any] | None = None
     show: Callable[..., str] | None = None
+    caption: Callable[..., Mapping[str, Any]] | None = None
 
     @property
     def augment_options(self) -> dict[str, Option]:

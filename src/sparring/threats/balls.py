@@ -125,9 +125,13 @@ class Ball(ThreatModel):
         box = None if low is None or high is None else (float(low), float(high))
         return f"{self.norm}:{text_of(float(self.radius))}" + ("" if box == (0, 1) else f",box={text_of(box)}")
 
-    def _why(self, x: Any) -> str:
+    def complaints(self, x: Any) -> list[str]:
         if not isinstance(x, Tensor):
-            return super()._why(x)
+            named = f"inputs are named tensors ({', '.join(x)}); {self.text()} changes one tensor of numbers"
+            return [f"{named}. Take a threat of this kind of input (sparring list threats), or a Lens on one of them"]
+        return super().complaints(x)
+
+    def _why(self, x: Any) -> str:
         low, high = x.min().item(), x.max().item()
         numbers = all(isinstance(side, (int, float)) for side in (self.low, self.high))
         limits, unit = f" [{self.low}, {self.high}]" if numbers else "", numbers and (self.low, self.high) == (0, 1)

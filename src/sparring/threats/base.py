@@ -66,6 +66,11 @@ class ThreatModel(ABC):
         """The same threat with its radius times `factor`: radius schedules, security curves."""
         return self if factor == 1.0 else dataclasses.replace(self, radius=self.radius * factor)  # type: ignore[type-var]
 
+    def corner(self, x: Any, grad: Tensor) -> Tensor:
+        """argmax <grad, z> over the set, in balls with a box a good guess at it: radius * steepest, projected."""
+        null = self.null(x)
+        return self.project(x, null + per_example(self.radius, null) * self.steepest(x, grad))
+
     def room(self, x: Any) -> tuple[Tensor, Tensor] | None:
         """How far each entry of z may go down (<= 0) and up (>= 0), the radius aside; None where nothing else binds."""
         return None

@@ -62,6 +62,9 @@ class Lens(ThreatModel):
     def steepest(self, x: Mapping[str, Tensor], grad: Tensor) -> Tensor:
         return self.threat.steepest(self._seen(x), grad)
 
+    def corner(self, x: Mapping[str, Tensor], grad: Tensor) -> Tensor:
+        return self.threat.corner(self._seen(x), grad)
+
     def size(self, x: Mapping[str, Tensor], z: Tensor) -> Tensor:
         return self.threat.size(self._seen(x), z)
 

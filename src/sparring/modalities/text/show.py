@@ -1,0 +1,60 @@
+"""Turned texts for the eye: the original and the changed one side by side, changed words marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from sparring.results.read import StoredEvaluation
+
+_CARD = Markup(
+    '<figure class="card text"><div class="sides"><p dir="auto">{was}</p><p dir="auto">{now}</p></div>'
+    "<figcaption>{before} ({sure}) → <b>{after}</b> ({then})<br>"
+    "<small>example {index}, in truth {label}; {changed}</small></figcaption></figure>\n"
+)
+_STYLE = Markup(
+    "<style>.cards .card.text{max-width:none;width:100%;grid-column:1/-1;text-align:start}"
+    ".card.text .sides{display:grid;grid-template-columns:1fr 1fr;gap:1.2em;overflow-wrap:anywhere}"
+    "@media (max-width:40em){.card.text .sides{grid-template-columns:1fr}}"
+    ".card.text mark{background:none;color:inherit;font-weight:bold;text-decoration:underline 2px}</style>"
+)
+_LEGEND = Markup(
+    '<p class="soft-text">On the left the text as it was, on the right as attacked; changed words are underlined. '
+    "Below: the model\N{RIGHT SINGLE QUOTATION MARK}s answer before and after, with its confidence. "
+    "{average:.0%} of the words of these texts were changed.</p>"
+)
+
+
+def show_texts(run: StoredEvaluation) -> str:
+    """HTML cards of the turned texts that were kept with their `words` (see `caption`); all text is escaped."""
+    gallery, results = run.gallery, run.results
+    if gallery is None or not len(gallery["index"]):
+        return ""
+    if "words" not in gallery:
+        return str(Markup("<p>The texts behind these examples were not kept, so there is nothing to read.</p>"))
+    name, cards, shares = results.data.class_name, [], []
+    for i, told in enumerate(gallery["words"]):
+        pairs: list[Sequence[str]] = json.loads(str(told))
+        changed, length = sum(a != b for a, b in pairs), int(gallery["x/mask"][i].sum())
+        shares.append(changed / max(1, length))
+        keys = ("label", "clean_prediction", "adversarial_prediction")
+        label, before, after = (name(int(gallery[key][i])) for key in keys)
+        cards.append(_CARD.format(
+            was=_side(pairs, 0), now=_side(pairs, 1), before=before, after=after, label=label,
+            sure=_percent(gallery["clean_confidence"][i]), then=_percent(gallery["adversarial_confidence"][i]),
+            index=int(gallery["index"][i]), changed=f"{changed} of {length} words changed",
+        ))  # fmt: skip
+    legend = _LEGEND.format(average=float(np.mean(shares)))
+    return _STYLE + Markup('<div class="cards">{}</div>\n').format(Markup().join(cards)) + legend
+
+
+def _side(pairs: Sequence[Sequence[str]], side: int) -> Markup:
+    parts = (Markup("<mark>{}</mark>").format(pair[side]) if pair[0] != pair[1] else pair[side] for pair in pairs)
+    return Markup().join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
