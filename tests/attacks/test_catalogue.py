@@ -332,8 +332,8 @@ def test_every_named_attack_runs(kind: str) -> None:
         (
             "pdg",
             "attack 'pdg' is unknown; there are fast, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
-            "fgsm, bim, pgd, mi-fgsm, slide, apgd, apgd-t, fab, fab-t, square, smooth, or FILE.py:FUNCTION; did you "
-            "mean pgd",
+            "fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, square, smooth, or "
+            "FILE.py:FUNCTION; did you mean pgd",
         ),
         ("autoatack", "attack 'autoatack' is unknown; .*did you mean autoattack"),
         ("autoattack:num_steps=3", r"'autoattack' is a plan and takes no options \(in '.*'\); name its attacks"),

@@ -15,7 +15,7 @@ GOOD, BAD = ["lovely", "great", "superb", "charming", "witty"], ["awful", "dull"
 LISTED = {
     "lovely": "nice sweet", "great": "big nice", "superb": "fine nice", "charming": "cute sweet",
     "witty": "smart clever",
-    "awful": "terrible nice", "dull": "dim grey", "boring": "slow grey", "weak": "soft sweet", "stale": "old dim",
+    "awful": "terrible grim", "dull": "dim grey", "boring": "slow grey", "weak": "soft feeble", "stale": "old dim",
 }  # fmt: skip
 
 

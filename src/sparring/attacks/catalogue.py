@@ -8,7 +8,6 @@ fractions of the radius (`step`) or lengths in the threat's unit (`absolute_step
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -107,16 +106,15 @@ def slide(
 
 
 def frank_wolfe(
-    threat: ThreatModel, *, num_steps: int = 8, step: float = 1.0,
+    threat: ThreatModel, *, num_steps: int = 8, share: float = 1.0,
     objective: Objective = cross_entropy, wanted: Wanted = None, keep: Keep = "fooled_first", restarts: int = 1,
 ) -> Attacker:  # fmt: skip
-    """Steps towards the corner of the set that the gradient points to, from the clean input; restarts begin at random.
+    """Steps to the corner of the set that the gradient points to, from the clean input; restarts begin at random.
 
     Source: Frank and Wolfe 1956. For words one step is HotFlip (Ebrahimi 2018); see `steps.FrankWolfe`.
     """
-    rule = FrankWolfe(step)
-    first = _compose(threat, rule, num_steps, null, objective, wanted, keep)
-    return first if restarts == 1 else restarted(replace(first, start=uniform), restarts)
+    start = null if restarts == 1 else uniform
+    return restarted(_compose(threat, FrankWolfe(share), num_steps, start, objective, wanted, keep), restarts)
 
 
 CATALOGUE: dict[str, Callable[..., Attacker]] = {

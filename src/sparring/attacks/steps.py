@@ -111,27 +111,27 @@ class SparseAscent:
 
 @dataclass(frozen=True)
 class FrankWolfe:
-    """z <- z + step_size * (corner - z), the corner of the set where the linear function of the gradient is largest.
+    """z <- z + share * (corner - z), the corner of the set where the linear function of the gradient is largest.
 
-    No projection is needed. Where the corners are the real inputs (`ThreatModel.discrete`) step_size 1 goes from one
+    No projection is needed. Where the corners are the real inputs (`ThreatModel.discrete`) a share of 1 goes from one
     to the next: from the clean text, one step is HotFlip's first-order ranking of all substitutions at once.
 
     Source: Frank and Wolfe 1956; Ebrahimi 2018 (HotFlip, eq. 3 to 5).
     """
 
-    step_size: float = 1.0
+    share: float = 1.0
     needs_grad: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.step_size <= 1:
-            raise ValueError(f"step_size={self.step_size}; expected the share of the way to a corner, in (0, 1]")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share}; expected the share of the way to a corner, in (0, 1]")
 
     def init(self, problem: Problem, z: Tensor) -> None:
         return None
 
     def step(self, problem: Problem, z: Tensor, seen: Seen, state: None, t: int) -> tuple[Tensor, None]:
         assert seen.grad is not None
-        return torch.lerp(z, problem.threat.corner(problem.x, seen.grad), self.step_size), None
+        return torch.lerp(z, problem.threat.corner(problem.x, seen.grad), self.share), None
 
 
 def _can_move(problem: Problem, z: Tensor, sign: Tensor, least: float | Tensor) -> Tensor:

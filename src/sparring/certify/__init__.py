@@ -1,5 +1,6 @@
 """Certified robustness: lower bounds that no attack can cross, beside the upper bounds that attacks give."""
 
+from sparring.certify.interval import gaps_from_box as gaps_from_box
 from sparring.certify.interval import interval_gaps as interval_gaps
 from sparring.certify.interval import interval_margin as interval_margin
 from sparring.certify.rules import RULES as RULES

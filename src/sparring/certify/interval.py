@@ -99,10 +99,28 @@ def interval_gaps(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tensor
     if unknown is not None:
         raise ValueError(rules.explain(unknown))
     _check(x, y, threat)
+    return _gaps(model, _start(x, threat), y)
+
+
+def gaps_from_box(model: nn.Module, low: Tensor, high: Tensor, y: Tensor) -> Tensor:
+    """(B, K) as `interval_gaps`, where the inputs lie anywhere between two corners (B, *X): for sets that are no balls.
+
+    >>> low, high = torch.zeros(1, 2), torch.full((1, 2), 0.5)
+    >>> model = nn.Linear(2, 2)
+    >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.tensor([1.0, 0.0])})
+    >>> [round(gap, 4) for gap in gaps_from_box(model, low, high, torch.tensor([0]))[0].tolist()]
+    [0.0, 0.5]
+    """
+    unknown = rules.supported(model)
+    if unknown is not None:
+        raise ValueError(rules.explain(unknown))
+    return _gaps(model, _Region(low, high, None), y)
+
+
+def _gaps(model: nn.Module, region: _Region, y: Tensor) -> Tensor:
     layers = list(_layers(model))
     while layers and rules.rule_of(layers[-1]) is rules.unchanged:
         layers.pop()
-    region = _start(x, threat)
     for layer in layers[:-1]:
         region = _through(layer, region)
     last: Any = layers[-1] if layers else nn.Identity()
