@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 class Labelled(NamedTuple):
@@ -42,12 +42,12 @@ def read_labelled(place: Path, test: str | None, text: str, label: str, encoding
 
 
 def _splits(folder: Path) -> dict[str, Path]:
-    found = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES}
+    found = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in TEXT_SUFFIXES}
     if "train" not in found and len(found) == 1:
         found = {"train": next(iter(found.values()))}
     if "train" not in found:
         raise ValueError(
-            f"data folder {folder} has no train split: expected train{'|'.join(SUFFIXES)}, found "
+            f"data folder {folder} has no train split: expected train{'|'.join(TEXT_SUFFIXES)}, found "
             f"{', '.join(file.name for file in found.values()) or 'nothing of that kind'}"
         )
     return found
@@ -92,8 +92,8 @@ def read_rows(file: Path, text: str, label: str, encoding: str = "utf-8") -> Lab
     """The rows of one file. Raises ValueError, see `read_labelled`."""
     if file.suffix == ".parquet":
         return _parquet(file, text, label)
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file}: cannot read a {file.suffix or 'plain'} file; expected {', '.join(SUFFIXES)}")
+    if file.suffix not in TEXT_SUFFIXES:
+        raise ValueError(f"{file}: cannot read a {file.suffix or 'plain'} file; expected {', '.join(TEXT_SUFFIXES)}")
     try:
         content = file.read_bytes().decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except LookupError:
