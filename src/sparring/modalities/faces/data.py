@@ -62,8 +62,9 @@ def read_faces(
         for some, most in ((test, pairs), (held, min(pairs, HELD_PAIRS)))
     )
     return Dataset(
-        Path(path).stem, "faces", {"probe": x[torch.from_numpy(mine)]}, label, x_test, y_test,
-        ("different persons", "the same person"), {"shape": tuple(x.shape[1:]), "num_subjects": len(trained)},
+        f"{Path(path).stem}, fold {fold} of {folds}, seed {seed}", "faces", {"probe": x[torch.from_numpy(mine)]}, label,
+        x_test, y_test, ("different persons", "the same person"),
+        {"shape": tuple(x.shape[1:]), "num_subjects": len(trained)},
         lambda rows: {name: scale(t) if t.ndim == 4 else t for name, t in rows.items()}, validation,
     )  # fmt: skip
 

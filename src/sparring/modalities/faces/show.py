@@ -69,7 +69,7 @@ def _card(gallery: Mapping[str, np.ndarray], i: int) -> Markup:
     turned = {"robust": False, "correct": True, "margin_left": 0.0} | {name: gallery[name][i] for name in gallery}
     before, after = (float(s) / SHARPNESS for s in similarities(turned))
     index, shown = int(gallery["index"][i]), Markup()
-    for name, words in (("x/reference", "reference"), ("x/probe", "probe"), ("x_adv/probe", "probe, attacked")):
+    for name, words in (("x/reference", "reference"), ("x/probe", "probe"), ("x_adv/probe", "attacked")):
         found = pictures(gallery[name][i], gallery[name][i], 0.0, 1.0)
         shown += _PICTURE.format(source=found["clean"], words=words, index=index) if found else Markup()
     told = {"before": f"{before:+.2f}", "after": f"{after:+.2f}"}
