@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from sparring.core.objectives import margin
 from sparring.evaluation.measure import measure
 from sparring.modalities import find
 from sparring.modalities.text.data import Texts
+from sparring.modalities.text.misspellings import misspellings
 from sparring.modalities.text.models import TEXT_MODELS
 from sparring.modalities.text.search import full_search, greedy
 from sparring.modalities.text.threats import EmbeddingBall, Substitutions
+from sparring.modalities.text.tokens import tokens_of
 from sparring.threats import check_threat, inside
 
 KIND = find("text")
@@ -101,12 +105,12 @@ def all_forms(threat: Substitutions, x: dict[str, Tensor], row: int) -> Tensor:
     return forms[(forms != one["ids"]).sum(1) <= most]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_searches_against_all_combinations(share: float, data: Texts) -> None:
+@pytest.mark.parametrize(("name", "share", "least"), [("bag", 1.0, 0.7), ("bag", 0.5, 0.7), ("cnn-text", 1.0, 0.5)])
+def test_searches_against_all_combinations(name: str, share: float, least: float, data: Texts) -> None:
     threat = words(data, f"words:{share}")
     x, y = crowded(data)
     torch.manual_seed(5)
-    network = TEXT_MODELS["cnn-text"](data.facts["vocabulary"], 2, size=8, hidden=8).eval()
+    network = TEXT_MODELS[name](data.facts["vocabulary"], 2, size=8, hidden=8).eval()
     with torch.no_grad():
         network.words.weight.mul_(5)  # type: ignore[operator, union-attr]
         start = margin.score(network(x), y)
@@ -120,7 +124,7 @@ def test_searches_against_all_combinations(share: float, data: Texts) -> None:
         best, start = torch.stack(exact), margin.score(network(x), y)
     assert (best < 0).all() and (best > start + 1e-4).any()
     found = {}
-    for name, attack in {
+    for attack_name, attack in {
         "greedy": greedy(threat), "by gradient": greedy(threat, rank="gradient"), "full": full_search(threat),
         "frank-wolfe": frank_wolfe(threat, num_steps=5, objective=margin),
     }.items():  # fmt: skip
@@ -129,9 +133,9 @@ def test_searches_against_all_combinations(share: float, data: Texts) -> None:
         score = margin.score(network(result.x_adv), y).detach()
         assert torch.allclose(score, result.loss, atol=1e-5)  # type: ignore[arg-type]
         assert (score <= best + 1e-5).all() and (score >= start - 1e-5).all()
-        found[name] = score
-    gained = {name: float(((score - start) / (best - start).clamp_min(1e-9)).mean()) for name, score in found.items()}
-    assert gained["full"] > 0.85 and gained["full"] >= gained["greedy"] - 1e-3 and gained["greedy"] > 0.85, gained
+        found[attack_name] = score
+    gained = {key: float((score - start).sum() / (best - start).sum()) for key, score in found.items()}
+    assert gained["full"] > least and gained["full"] >= gained["greedy"] - 1e-3 and gained["greedy"] > least, gained
     neighbours = greedy_neighbours(threat, network, x, y, full_search(threat)(network, x, y).x_adv)
     assert (neighbours <= found["full"] + 1e-5).all()  # it ends where no single change helps
 
@@ -239,6 +243,30 @@ def test_an_evaluation_counts_what_holds(data: Texts, networks: dict[str, nn.Mod
     assert str(KIND.make_plan("fast", ball)[0]).startswith("pgd")
     found["ball"] = measure(network, data.batches("test"), ball, KIND.make_plan("fgsm,pgd:num_steps=5", ball), curve=())
     assert found["ball"].robust.value < found["ball"].clean.value
+
+
+def test_misspelled_texts_are_read_back_as_what_they_were_made_of(data: Texts, networks: dict[str, nn.Module]) -> None:
+    threat = words(data, "characters:0.5,k=6")
+    x, network = some(data, 40), networks["bag"]
+    check_threat(threat, some(data, 6), num_directions=100)
+    result = greedy(threat)(network, x, data.y_test[:40])
+    changed = result.x_adv["ids"] != x["ids"]  # type: ignore[index]
+    assert int(changed.sum()) > 10 and float(result.reached.float().mean()) > 0.1  # type: ignore[union-attr]
+    gallery = {"index": torch.arange(40).numpy(), "x/ids": x["ids"].numpy(), "x_adv/ids": result.x_adv["ids"].numpy()}  # type: ignore[index]
+    assert KIND.caption is not None
+    for told, ids, mask in zip(
+        KIND.caption(data, gallery, "test", threat)["words"], result.x_adv["ids"], x["mask"], strict=True  # type: ignore[index]
+    ):
+        keys = [token.key for token in tokens_of("".join(after for _, after in json.loads(str(told))))]
+        assert keys == [threat.lexicon.words[i] for i in ids[mask].tolist()]
+    assert threat.text() == "characters:0.5,k=6" and words(data, threat.text()).text() == threat.text()
+    for word in ("lovely", "awful", "the", "a1b2", "film"):
+        forms = misspellings(word, 6, known={"flim"})
+        assert len(forms) == (6 if word.isalpha() and len(word) > 3 else 0) and word not in forms
+        assert all(form[0] == word[0] and abs(len(form) - len(word)) <= 1 for form in forms)
+    assert misspellings("film", 6, known={"flim"})[0] == "flim"
+    with pytest.raises(ValueError, match="read as words"):
+        KIND.make_threat("characters:1", replace(data, unit="characters"))
 
 
 def test_what_cannot_be_attacked_says_so(data: Texts, networks: dict[str, nn.Module]) -> None:

@@ -144,11 +144,11 @@ def test_some_words_are_kept_by_chance(data: Texts) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["substituted", "hull", "ibp", "fgm", "pgd-at:num_steps=2", "trades:num_steps=1", "mixed"]
+    "recipe", ["substituted", "hull", "ibp", "fgm", "freelb", "pgd-at:num_steps=2", "trades:num_steps=1", "mixed"]
 )
 def test_every_recipe_reaches_the_vectors_and_leaves_the_rest_alone(recipe: str, data: Texts) -> None:
     model, (x, y) = network("bag", data), batch(data)
-    ball = recipe.startswith(("fgm", "pgd", "trades"))
+    ball = recipe.startswith(("f", "pgd", "trades"))
     threat = KIND.make_threat("embedding:0.5" if ball else "words:1.0", data, model)
     state = torch.get_rng_state()
     found = KIND.named_recipe(recipe)(threat)(model, x, y, noise=Noise.make(0, "train", torch.arange(len(y))))
@@ -172,6 +172,28 @@ def test_fgm_by_hand(data: Texts) -> None:
     offset = 0.1 * float(model.token_norm) * grad / grad.flatten(1).norm(dim=1)[:, None, None]
     by_hand = F.cross_entropy(model(x), y) + 2 * F.cross_entropy(model.judge(vectors + offset, x["mask"]), y)
     assert torch.allclose(loss, by_hand, atol=1e-5)
+
+
+def test_freelb_is_the_mean_over_an_ascent_and_holds_dropout(data: Texts) -> None:
+    model, (x, y), noise = network("bag", data), batch(data, 6), Noise.make(3, "test", torch.arange(6))
+    model.head = nn.Sequential(nn.Dropout(0.5), *model.head)
+    threat = KIND.make_threat("embedding:0.2", data, model)
+    state = torch.get_rng_state()
+    loss = KIND.named_recipe("freelb:num_steps=2,step=0.5")(threat)(model, x, y, noise=noise)
+    assert torch.equal(state, torch.get_rng_state())
+
+    def by_hand(z: Tensor) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(noise.seed)
+            return F.cross_entropy(model({**x, "offset": z * x["mask"][..., None]}), y)
+
+    z = threat.sample(x, noise).requires_grad_()
+    first = by_hand(z)
+    grad = torch.autograd.grad(first, z, retain_graph=True)[0] * x["mask"][..., None]
+    z = z.detach() + 0.5 * 0.2 * threat.unit * grad / grad.flatten(1).norm(dim=1)[:, None, None]
+    length = z.flatten(1).norm(dim=1)[:, None, None]
+    z = z * (0.2 * threat.unit / length).clamp_max(1)
+    assert torch.allclose(loss, (first + by_hand(z)) / 2, atol=1e-6)
 
 
 def test_recipes_for_words_refuse_other_threats(data: Texts) -> None:

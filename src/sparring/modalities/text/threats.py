@@ -17,6 +17,7 @@ from sparring.core.noise import Noise
 from sparring.core.registry import Builder
 from sparring.modalities.text.data import Texts
 from sparring.modalities.text.lists import Substitutes, find_list, read_list
+from sparring.modalities.text.misspellings import misspellings
 from sparring.modalities.text.tokens import Lexicon
 from sparring.threats import ThreatModel
 
@@ -37,7 +38,8 @@ class Substitutions(ThreatModel):
     table: Tensor
     allowed: Tensor
     lexicon: Lexicon
-    source: str = "words"
+    options: str = "k=8"
+    name: str = "words"
     discrete: ClassVar[bool] = True
 
     def at(self, factor: float) -> Substitutions:
@@ -126,13 +128,15 @@ class Substitutions(ThreatModel):
         radius = float(torch.as_tensor(self.radius, dtype=torch.float32).mean())
         share = "all" if radius == 1 else f"{radius:.0%} of the"
         most = self.allowed.sum(1).max().item()
+        if self.name == "characters":
+            return f"The opponent may misspell {share} words of four letters or more, each in one of {most} ways."
         return (
-            f"The opponent may replace {share} words that have substitutes, each by one of at most {most}; stop words, "
-            "unknown words and marks stay."
+            f"The opponent may replace {share} words that have substitutes, each by one of at most {most}; stop words "
+            "and marks stay."
         )
 
     def text(self) -> str:
-        return f"words:{self.radius:g},{self.source}"
+        return f"{self.name}:{self.radius:g},{self.options}"
 
 
 def unit_complaints(x: Any) -> list[str]:
@@ -239,6 +243,23 @@ def words(share: float, data: Any, *, k: int = 8, list: str | None = None) -> Su
     return Substitutions(share, table, allowed, lexicon, f"k={k}" + (f",list={list}" if list else ""))
 
 
+def characters(share: float, data: Any, *, k: int = 8) -> Substitutions:
+    """That share of the words of four letters or more may each be misspelled in one of k ways that a reader forgives.
+
+    A misspelling is a word of its own, mostly one that no model has seen, or another that it knows. Stop words, too.
+    Source: the edits of Gao 2018 (DeepWordBug) and Li 2019 (TextBugger), of which a list is made for each word.
+    """
+    if not isinstance(data, Texts) or data.unit != "words":
+        raise ValueError("words are misspelled in texts that are read as words (--data text:FILE.csv,tokens=words)")
+    if not 0 < share <= 1 or k < 1:
+        raise ValueError(f"expected a share above 0, at most 1, and k at least 1; got {share:g}, k={k}")
+    known = set(data.lexicon.words[: data.lexicon.known])
+    listed = {word: misspellings(word, k, known) for word in data.lexicon.words}
+    lexicon = data.lexicon.plus(form for forms in listed.values() for form in forms)
+    table, allowed = substitution_table(lexicon, listed, k)
+    return Substitutions(share, table, allowed, lexicon, f"k={k}", "characters")
+
+
 def substitution_table(lexicon: Lexicon, listed: Substitutes, k: int) -> tuple[Tensor, Tensor]:
     """(V, K) the first k substitutes of each word as numbers, filled up with the word itself; and which are real."""
     rows = [lexicon.numbers(listed.get(word, ())[:k]) for word in lexicon.words]
@@ -267,4 +288,4 @@ def embedding(
     return EmbeddingBall(radius, vectors.embedding_dim, float(norm) if unit is None else unit, per)
 
 
-TEXT_THREATS: dict[str, Builder] = {"words": words, "embedding": embedding}
+TEXT_THREATS: dict[str, Builder] = {"words": words, "characters": characters, "embedding": embedding}
