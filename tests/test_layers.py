@@ -87,7 +87,7 @@ def test_the_face_is_lazy_and_complete() -> None:
         _ = sparring.nothing
 
 
-@pytest.mark.parametrize("arguments", ["--help", "gate --help", "gate nowhere", "report --help"])
+@pytest.mark.parametrize("arguments", ["--help", "gate --help", "gate nowhere", "report --help", "compare nowhere"])
 def test_what_needs_no_torch_does_not_import_it(arguments: str) -> None:
     code = (
         f"import sys; sys.argv = ['sparring', *{arguments!r}.split()]\n"

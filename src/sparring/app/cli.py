@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparring.app.compare import compare_
 from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
 app = typer.Typer(
@@ -160,6 +161,9 @@ def report(
 
     folder = locate(folders[0]).parent if len(folders) == 1 else Path()
     _say(f"report: {write_report(folders, out or folder / 'report.html')}")
+
+
+app.command(name="compare")(compare_)
 
 
 @app.command(name="list")
