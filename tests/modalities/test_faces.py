@@ -411,7 +411,9 @@ def test_lists_show_it() -> None:
     for what, word in (
         ("modalities", "faces"),
         ("threats", "glasses:RADIUS"),
-        ("models", "face-net"),
+        ("models", "face-net\n"),
+        ("models", "Options: width=64, sharpness=16."),
+        ("settings", "of images and faces"),
         ("data", "orl_faces"),
     ):
         code, out, err = call("list", what)

@@ -27,11 +27,13 @@ def tables() -> dict[str, dict[str, str]]:
     training = {name: about(TrainingSettings, name) for name in TrainingSettings.model_fields if name != "augment"}
     for kind in kinds.values():
         for name, option in kind.augment_options.items():
-            training[name] = f"{_option(name, option)}, of {kind.name}"
+            training[name] = f"{training[name]} and {kind.name}" if name in training else (
+                f"{_option(name, option)}, of {kind.name}"
+            )
     return {
         "attacks": _lines({**ATTACKS, **all_of("attacks"), **PLANS, **all_of("plans")}),
         "recipes": _lines({**RECIPES, **all_of("recipes")}),
-        "models": _lines(all_of("models")),
+        "models": _lines(all_of("models"), facts=True),
         "threats": _lines({**THREATS, **all_of("threats")}),
         "data": known_data(),
         "modalities": {name: (import_module(MODALITIES[name]).__doc__ or "").splitlines()[0] for name in kinds},
@@ -39,12 +41,14 @@ def tables() -> dict[str, dict[str, str]]:
     }  # fmt: skip
 
 
-def _lines(builders: Mapping[str, Builder]) -> dict[str, str]:
-    """Name (with its VALUE) -> the first line of the docstring, and the options."""
+def _lines(builders: Mapping[str, Builder], facts: bool = False) -> dict[str, str]:
+    """Name (with its VALUE) -> the first line of the docstring, and the options. facts: the data hand over what has no
+    default."""
     found = {}
     for name, builder in builders.items():
         line = (inspect.getdoc(builder) or "").partition("\n")[0]
         options = options_of(builder, GIVEN)
+        options = {k: o for k, o in options.items() if not facts or o.default is not inspect.Parameter.empty}
         needed = [key.upper() for key, o in options.items() if o.positional and o.default is inspect.Parameter.empty]
         told = ", ".join(_option(key, option) for key, option in options.items())
         found[":".join([name, *needed])] = f"{line} Options: {told}." if told else line
