@@ -16,6 +16,7 @@ from torch import nn
 
 import sparring
 from command import call
+from sparring.app import train_run
 from sparring.evaluation.measure import measure
 from sparring.modalities import find, load_data
 from sparring.modalities.faces import Verifier, shift_and_mirror
@@ -354,6 +355,16 @@ def test_a_run_learns_resumes_and_stores_its_threshold(run: Path, npz: Path) -> 
     assert torch.allclose(model.threshold, stored)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert history[-1]["examples"] == len(data.validation[1]) and history[-1]["clean_accuracy"] > 0.8
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
+    config = train_run.read_config(run)
+    stopped = train_run.start_run(config, tmp_path / "run", observe=lambda state: state.step >= 4)
+    assert stopped.stopped
+    assert train_run.resume_run(tmp_path / "run").stopped is None
+    for name in ("best", "last"):
+        ours, theirs = (folder / f"{name}.safetensors" for folder in (tmp_path / "run", run))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_the_command_evaluates_reports_and_gates(run: Path, tmp_path: Path) -> None:
