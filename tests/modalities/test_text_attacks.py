@@ -64,17 +64,17 @@ def crowded(data: Texts, places: int = 5) -> tuple[dict[str, Tensor], Tensor]:
 @pytest.mark.parametrize("text", ["words:1.0", "words:0.4", "words:1,k=1"])
 def test_words_keep_the_contract(text: str, data: Texts) -> None:
     x = crowded(data, 9)[0]
-    check_threat(words(data, text), x, num_directions=100)
+    check_threat(words(data, text), x, num_directions=30)
     radius = torch.linspace(0.2, 1, 12)
     threat = words(data, text)
-    check_threat(Substitutions(radius, threat.table, threat.allowed, threat.lexicon), x, num_directions=100)
+    check_threat(Substitutions(radius, threat.table, threat.allowed, threat.lexicon), x, num_directions=30)
 
 
 @pytest.mark.parametrize("per", ["sequence", "token"])
 def test_moved_vectors_keep_the_contract(per: Any, data: Texts, networks: dict[str, nn.Module]) -> None:
     threat = KIND.make_threat(f"embedding:0.5,per={per}", data, networks["bag"])
     assert isinstance(threat, EmbeddingBall) and threat.unit == float(networks["bag"].token_norm)
-    check_threat(threat, some(data), num_directions=100)
+    check_threat(threat, some(data), num_directions=30)
     again = KIND.make_threat(threat.text(), data, networks["bag"])
     assert again.text() == threat.text() and words(data, "words:0.4,k=1").text() == "words:0.4,k=1"
     found = pgd(threat, num_steps=3)(networks["bag"], some(data), data.y_test[:6])
@@ -247,12 +247,12 @@ def test_an_evaluation_counts_what_holds(data: Texts, networks: dict[str, nn.Mod
 
 def test_misspelled_texts_are_read_back_as_what_they_were_made_of(data: Texts, networks: dict[str, nn.Module]) -> None:
     threat = words(data, "characters:0.5,k=6")
-    x, network = some(data, 40), networks["bag"]
-    check_threat(threat, some(data, 6), num_directions=100)
-    result = greedy(threat)(network, x, data.y_test[:40])
+    x, network = some(data, 30), networks["bag"]
+    check_threat(threat, some(data, 6), num_directions=30)
+    result = greedy(threat)(network, x, data.y_test[:30])
     changed = result.x_adv["ids"] != x["ids"]  # type: ignore[index]
     assert int(changed.sum()) > 10 and float(result.reached.float().mean()) > 0.1  # type: ignore[union-attr]
-    gallery = {"index": torch.arange(40).numpy(), "x/ids": x["ids"].numpy(), "x_adv/ids": result.x_adv["ids"].numpy()}  # type: ignore[index]
+    gallery = {"index": torch.arange(30).numpy(), "x/ids": x["ids"].numpy(), "x_adv/ids": result.x_adv["ids"].numpy()}  # type: ignore[index]
     assert KIND.caption is not None
     for told, ids, mask in zip(
         KIND.caption(data, gallery, "test", threat)["words"], result.x_adv["ids"], x["mask"], strict=True  # type: ignore[index]

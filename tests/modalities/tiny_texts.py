@@ -19,7 +19,7 @@ LISTED = {
 }  # fmt: skip
 
 
-def write(folder: Path, count: int = 200) -> str:
+def write(folder: Path, count: int = 160) -> str:
     """A CSV file and a list of substitutes; returns what --data takes."""
     draw = random.Random(0)
     with (folder / "reviews.csv").open("w", newline="", encoding="utf-8") as file:

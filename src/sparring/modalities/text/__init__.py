@@ -19,6 +19,6 @@ def suited_settings(data: Dataset) -> dict[str, Any]:
 
 MODALITY = Modality(
     name="text", load=read_text, known=TEXT_DATA, reads=reads_text, presets=suited_settings, models=TEXT_MODELS,
-    threats=TEXT_THREATS, attacks=TEXT_ATTACKS, plans=TEXT_PLANS, validation="greedy:rank=gradient",
+    threats=TEXT_THREATS, attacks=TEXT_ATTACKS, plans=TEXT_PLANS, validation="light",
     recipes=TEXT_RECIPES, certify=find_words_bound, show=show_texts, caption=caption,
 )  # fmt: skip

@@ -5,6 +5,7 @@ Shapes: B texts, L units, K substitutes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from sparring.core.types import Inputs, Model, size
 from sparring.modalities.text.certify import words_gaps
 from sparring.modalities.text.threats import Substitutions
 from sparring.threats import ThreatModel
-from sparring.training.recipes import Crafting, Trades
+from sparring.training.recipes import RECIPES, Crafting, Trades
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,20 @@ def _words(threat: Any) -> Any:
     return threat
 
 
+def _not_for_words(name: str, builder: Builder) -> Builder:
+    @functools.wraps(builder)
+    def checked(threat: Any, **options: Any) -> Any:
+        if isinstance(threat, Substitutions):
+            raise ValueError(
+                f"{name} climbs in small steps, which end between sentences; for replaced words take --recipe hull, "
+                "substituted or ibp"
+            )
+        return builder(threat, **options)
+
+    return checked
+
+
 TEXT_RECIPES: dict[str, Builder] = {
     "fgm": fgm, "freelb": freelb, "substituted": substituted, "hull": hull, "ibp": interval_training,
+    **{name: _not_for_words(name, RECIPES[name]) for name in ("pgd-at", "mixed", "trades")},
 }  # fmt: skip

@@ -231,4 +231,9 @@ def full_for_texts(threat: Any) -> str | tuple[Any, ...]:
     return "frank-wolfe,frank-wolfe:num_steps=20,objective=margin,restarts=3,greedy,greedy:rank=gradient,full-search"
 
 
-TEXT_PLANS = {"fast": fast_for_texts, "full": full_for_texts}
+def light_for_texts(threat: Any) -> str:
+    """What chooses the best epoch. Words: the greedy search ranked by one gradient. Other threats: ten steps of PGD."""
+    return "greedy:rank=gradient" if isinstance(threat, Substitutions) else "pgd:num_steps=10,step=0.25"
+
+
+TEXT_PLANS = {"fast": fast_for_texts, "full": full_for_texts, "light": light_for_texts}
