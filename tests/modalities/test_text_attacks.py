@@ -228,7 +228,7 @@ def test_attacks_do_to_one_text_what_they_do_to_many(data: Texts, networks: dict
 def test_an_evaluation_counts_what_holds(data: Texts, networks: dict[str, nn.Module]) -> None:
     network, threat = networks["bag"], words(data)
     found = {
-        plan: measure(network, data.batches("test", 9, 20), threat, KIND.make_plan(plan, threat))
+        plan: measure(network, data.batches("test", 16, 16), threat, KIND.make_plan(plan, threat))
         for plan in ("fast", "full")
     }
     assert found["full"].robust.value <= found["fast"].robust.value < found["fast"].clean.value

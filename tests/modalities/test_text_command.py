@@ -21,9 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the tiny corpus, and its evaluation."""
     out = tmp_path_factory.mktemp("text")
     settings = ("--data", write(out), "--threat", "words:1.0", "--recipe", "standard", "--epochs", "3")
-    code, _, err = call("train", *settings, "--set", "learning_rate=0.02", "--out", str(out / "run"))
+    rates = ("--set", "learning_rate=0.03", "--set", "batch_size=16")
+    code, _, err = call("train", *settings, *rates, "--out", str(out / "run"))
     assert code == 0, err
-    code, _, err = call("evaluate", str(out / "run"), "--out", str(out / "run" / "evaluation"), "--batch-size", "16")
+    code, _, err = call("evaluate", str(out / "run"), "--out", str(out / "run" / "evaluation"), "--num-examples", "24")
     assert code == 0, err
     return out
 
