@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toy_tokens
@@ -113,3 +114,16 @@ def test_the_command_evaluates_reports_and_gates(run: Path, tmp_path: Path) -> N
     for side, limit, expected in (("--max", value, 0), ("--min", value + 0.01, 1)):
         code, told, err = call("gate", str(out), side, f"hard_to_turn={limit}", "--allow-suspect")
         assert code == expected and "hard_to_turn" in told, err
+
+
+def test_adversarial_examples_of_named_inputs(run: Path, tmp_path: Path) -> None:
+    code, _, err = call("attack", str(run), "--num-examples", "40", "--out", str(tmp_path / "adv.npz"))
+    assert code == 0, err
+    found = np.load(tmp_path / "adv.npz", allow_pickle=False)
+    model, data = sparring.load(run), load_data("toy")
+    assert len(found["index"]) and np.array_equal(found["x/ids"], data.x_test["ids"][found["index"]].numpy())
+    adversarial = {name: torch.from_numpy(found[f"x_adv/{name}"]) for name in data.x_test}
+    assert (model(adversarial).argmax(1).numpy() == found["prediction_after"]).all()
+    assert (found["prediction_after"] != found["y"]).all() and (found["prediction_before"] == found["y"]).all()
+    code, _, err = call("attack", str(run), "--png", str(tmp_path / "png"), "--out", str(tmp_path / "b.npz"))
+    assert code == 2 and "has no pictures" in err and not (tmp_path / "b.npz").exists()

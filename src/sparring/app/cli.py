@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparring.app.attack import attack_, chosen
 from sparring.app.compare import compare_
 from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
@@ -111,26 +112,13 @@ def evaluate_(
 
     Killed at any moment, the same command goes on. Under torchrun the processes share the work.
     """
-    from sparring.adapters.files import runs_a_file
-    from sparring.app.evaluate_folder import from_run, from_weights
-    from sparring.app.train_run import read_config, trusted
     from sparring.core.machine import joined
 
     demanded = {key: given.pop(key) for key in GateSettings.model_fields if key in given}
-    if run:
-        if weights or (model and not runs_a_file(model)):
-            raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
-        config, out = read_config(run), out or run / "evaluation"
-        trusted(config, run, given, "data", "threat")
-        given = {"data": config.data, "threat": config.threat, **given}
-        subject = from_run(run, checkpoint or "best", model)
-    else:
-        if not (model and given.get("data") and given.get("threat") and out) or checkpoint:
-            raise ValueError(
-                "give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat and --out; "
-                "--checkpoint is for run folders"
-            )
-        subject = from_weights(model, weights, given["data"])
+    if not run and not out:
+        raise ValueError("give a run folder, or --out with --model, --data and --threat")
+    subject, given = chosen(run, model, weights, checkpoint, given, " and --out")
+    out = out or (run or Path()) / "evaluation"
     settings, demands = EvaluationSettings(**given), _demands(out / "results.json", GateSettings(**demanded))
     with joined() as here:
         _evaluate(subject, out, settings, speak=here.rank == 0)
@@ -163,6 +151,7 @@ def report(
     _say(f"report: {write_report(folders, out or folder / 'report.html')}")
 
 
+app.command(name="attack")(attack_)
 app.command(name="compare")(compare_)
 
 

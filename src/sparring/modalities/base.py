@@ -80,7 +80,8 @@ class Modality:
     options -> `Augment`, or None. presets: training settings for a data set, `model` among them. certify: (model,
     threat) -> a lower bound of margins (see `measure`) or None, and why there is none. metrics: see `measure`. show:
     (stored evaluation) -> html, such as some attacked examples. caption: (data, gallery, split, threat) -> further
-    arrays for a gallery, of what only the data know (the strings behind numbers), for `show`.
+    arrays for a gallery, of what only the data know (the strings behind numbers), for `show`. write: (folder, x, x_adv,
+    names, threat) writes a file NAME for each example and returns the x_adv that these files hold, read again.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Modality:
     metrics: Callable[..., Any] | None = None
     show: Callable[..., str] | None = None
     caption: Callable[..., Mapping[str, Any]] | None = None
+    write: Callable[..., Tensor] | None = None
 
     @property
     def augment_options(self) -> dict[str, Option]:

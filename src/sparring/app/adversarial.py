@@ -1,0 +1,125 @@
+"""Adversarial examples of a data set as files: crafted and verified as an evaluation does, then read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sparring.app import train_run as runs
+from sparring.app.evaluate_folder import Subject
+from sparring.app.settings import EvaluationSettings
+from sparring.core.files import write_atomically
+from sparring.core.machine import Machine, find_machine
+from sparring.core.registry import name_of
+from sparring.core.types import Inputs, map_inputs, take
+from sparring.evaluation.all_batches import Progress
+from sparring.evaluation.measure import Evaluation, measure
+from sparring.evaluation.one_batch import predict
+from sparring.modalities import find_data
+from sparring.modalities.base import Modality
+from sparring.threats import Ball, ThreatModel, inside
+
+
+class Reloaded(NamedTuple):
+    """What came of examples that went through files: how many, that still fool the model, and that do and are within
+    the threat (None where that cannot be told of an input alone)."""
+
+    num: int
+    fools: int
+    permitted: int | None
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """The examples that attacks turned: `arrays` as they go to disk, of one length; `evaluation` is of all tried."""
+
+    arrays: dict[str, np.ndarray]
+    evaluation: Evaluation
+    modality: Modality
+    threat: ThreatModel
+    machine: Machine
+
+    @property
+    def num(self) -> int:
+        return len(self.arrays["index"])
+
+    def save(self, path: Path) -> None:
+        """Writes the .npz, atomically; `numpy.load(path)` reads it without pickle."""
+        write_atomically(path, lambda stream: np.savez_compressed(stream, **self.arrays))  # type: ignore[arg-type]
+
+    def write_pictures(self, folder: Path) -> Reloaded:
+        """Writes them by the kind's own writer, reads the files again and shows what they hold to the model.
+
+        ValueError where these inputs are none that such files could hold.
+        """
+        assert self.modality.write is not None  # `craft` was told
+        x, x_adv, y = (torch.from_numpy(self.arrays[name]) for name in ("x", "x_adv", "y"))
+        facts = zip(*(self.arrays[name].tolist() for name in ("index", "y", "prediction_after")), strict=True)
+        names = [f"{index:06d}-{label}-seen-as-{after}" for index, label, after in facts]
+        index = torch.from_numpy(self.arrays["index"])
+        again = self.modality.write(folder, x, x_adv, names, take(self.threat, index))
+        logits = [
+            predict(self.evaluation.model, self.machine.place(part), self.evaluation.seed).cpu()
+            for part in again.split(250)
+        ]
+        fools = torch.cat(logits).argmax(1) != y if logits else torch.zeros(0, dtype=torch.bool)
+        permitted = within(take(self.threat, index), x, again)
+        both = None if permitted is None else int((fools & permitted).sum())
+        return Reloaded(len(y), int(fools.sum()), both)
+
+
+def craft(
+    subject: Subject, settings: EvaluationSettings, observe: Callable[[Progress], object] | None = None, *,
+    pictures: bool = False,
+) -> Crafted:  # fmt: skip
+    """Attacks the examples that an evaluation with these settings judges, and keeps all that were turned.
+
+    Each was realized, shown to the model again, and lies in the set and in the valid domain, as in an evaluation.
+    pictures: they are to be written as such, too. Raises ValueError (PreflightError among them), OSError, RuntimeError.
+    """
+    s, machine = settings, find_machine(settings.device)
+    dataset, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
+    if pictures and modality.write is None:
+        raise ValueError(f"{modality.name}: this kind of input has no pictures; leave out --png, --out holds them all")
+    threat = modality.make_threat(s.threat, dataset, subject.model)
+    stages = modality.make_plan(s.attacks, threat)
+    batches = dataset.batches(s.split, s.batch_size, s.num_examples)
+    batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
+    pairs = list(batches)
+    found = measure(
+        machine.place(subject.model), pairs, threat, stages, seed=s.seed, curve=(), gallery_size=len(batches.y),
+        observe=observe,
+    )  # fmt: skip
+    arrays = {name: tensor.numpy() for name, tensor in found.gallery.items()} or _none_of(pairs[0][0])
+    if modality.caption:
+        arrays |= modality.caption(dataset, gallery=arrays, split=s.split, threat=threat)
+    words = {"label": "y", "clean": "before", "adversarial": "after"}
+    told = {}
+    for name, array in arrays.items():
+        side, _, what = name.partition("_")
+        told[f"{what}_{words[side]}" if what and side in words else words.get(name, name)] = array
+    told["size"] = found.table["size"][torch.from_numpy(told["index"])].numpy()
+    about = {"threat": s.threat, "attacks": ",".join(map(name_of, stages)), "data": dataset.name, "split": s.split}
+    told |= {name: np.array(text) for name, text in about.items()} | {"seed": np.array(s.seed)}
+    return Crafted(told, found, modality, threat, machine)
+
+
+def _none_of(x: Inputs) -> dict[str, np.ndarray]:
+    """The arrays of no example."""
+    empty = map_inputs(lambda rows: rows[:0].cpu(), x)
+    parts = {"": empty} if isinstance(empty, torch.Tensor) else {f"/{name}": rows for name, rows in empty.items()}
+    arrays = {f"{side}{name}": rows.numpy() for side in ("x", "x_adv") for name, rows in parts.items()}
+    whole = dict.fromkeys(("index", "label", "clean_prediction", "adversarial_prediction"), np.zeros(0, np.int64))
+    return arrays | whole | dict.fromkeys(("clean_confidence", "adversarial_confidence"), np.zeros(0, np.float32))
+
+
+def within(threat: ThreatModel, x: Any, x_adv: Any) -> torch.Tensor | None:
+    """(B,) bool: x_adv is a permitted change of x; None for threats of which an input alone does not tell."""
+    if not isinstance(threat, Ball):
+        return None
+    return inside(threat, x, x_adv - x) & threat.valid(x, x_adv)

@@ -1,0 +1,83 @@
+"""`sparring attack`: the adversarial examples of a data set as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparring.app.settings import EvaluationSettings, with_options
+
+OPTIONS = ("data", "threat", "split", "attacks", "num_examples", "batch_size", "seed", "device")
+
+
+def chosen(
+    run: Path | None, model: str | None, weights: Path | None, checkpoint: str | None, given: dict[str, Any], needs: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model that a command names, and its settings, those of a run folder where they are not given.
+
+    needs: what else has to be given without a run folder, for the error. Raises ValueError.
+    """
+    from sparring.adapters.files import runs_a_file
+    from sparring.app.evaluate_folder import from_run, from_weights
+    from sparring.app.train_run import read_config, trusted
+
+    if run:
+        if weights or (model and not runs_a_file(model)):
+            raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
+        config = read_config(run)
+        trusted(config, run, given, "data", "threat")
+        return from_run(run, checkpoint or "best", model), {"data": config.data, "threat": config.threat, **given}
+    if not (model and given.get("data") and given.get("threat")) or checkpoint:
+        raise ValueError(
+            f"give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat{needs}; "
+            "--checkpoint is for run folders"
+        )
+    return from_weights(model, weights, given["data"]), given
+
+
+@with_options(EvaluationSettings, *OPTIONS)
+def attack_(
+    out: Annotated[Path, typer.Option(help="the .npz to write")],
+    run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
+    png: Annotated[Path | None, typer.Option(help="folder for them as PNG in 8 bits, for images")] = None,
+    model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,
+    weights: Annotated[Path | None, typer.Option(help=".safetensors, or a state dict")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
+    **given: Any,
+) -> None:
+    """Write the adversarial examples of a data set: those that attacks turned, each verified.
+
+    An .npz with x, x_adv, y, index, prediction_before, prediction_after, confidence_before, confidence_after, size.
+    """
+    if out.suffix != ".npz" or out.is_dir():
+        raise ValueError(f"--out {out}: expected a file that ends in .npz, which holds every input exactly")
+    if png and png.is_dir() and any(png.iterdir()):
+        raise ValueError(f"--png {png} is not empty; its pictures could be mixed with others: choose another folder")
+    subject, given = chosen(run, model, weights, checkpoint, given, "")
+    settings = EvaluationSettings(**given)
+    from sparring.app.adversarial import craft
+    from sparring.app.progress import ProgressLine, evaluation_note
+
+    with ProgressLine(f"{subject.name}: attacking") as line:
+        found = craft(
+            subject, settings,
+            lambda now: line.show(now.fraction or 0.0, lambda: evaluation_note(now), total=1.0),
+            pictures=png is not None,
+        )  # fmt: skip
+    for finding in sorted(found.evaluation.findings, key=lambda finding: -finding.severity):
+        _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
+    found.save(out)
+    clean = found.evaluation.clean
+    typer.echo(f"{out}: {found.num} adversarial examples at {settings.threat}, each verified; of {clean.n} examples "
+               f"{clean.count} were right, and {found.evaluation.robust.count} stand")  # fmt: skip
+    if png:
+        again = found.write_pictures(png)
+        share = f" ({again.fools / again.num:.1%})" if again.num else ""
+        permitted = "" if again.permitted is None else f", {again.permitted} of them within {settings.threat}"
+        typer.echo(f"{png}: {again.num} pictures; read from the files again {again.fools}{share} still fool{permitted}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
