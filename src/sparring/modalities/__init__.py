@@ -14,6 +14,7 @@ MODALITIES: dict[str, str] = {
     "images": "sparring.modalities.images",
     "faces": "sparring.modalities.faces",
     "text": "sparring.modalities.text",
+    "table": "sparring.modalities.tables",
 }
 
 
