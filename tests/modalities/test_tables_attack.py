@@ -20,7 +20,8 @@ from sparring.modalities import find
 from sparring.modalities.tables import Columns, Schema
 from sparring.modalities.tables.check import unlawful
 from sparring.modalities.tables.models import TableMLP, Untouched
-from sparring.modalities.tables.search import evolve, greedy
+from sparring.modalities.tables.search import evolve
+from sparring.modalities.tables.search import greedy_columns as greedy
 from sparring.modalities.tables.show import table_metrics
 from sparring.modalities.tables.threats import climbed_relaxed
 from sparring.threats import Linf, check_threat
@@ -203,7 +204,7 @@ def test_searches_find_nearly_all_that_brute_force_finds(norm: Any, radius: floa
         exact = torch.stack([(model(everything(row, radius, norm)).argmax(1) != k).any() for row, k in
                              zip(x["rows"], y, strict=True)])  # fmt: skip
         both = torch.zeros_like(exact)
-        for attack in (evolve(made), greedy(made)):
+        for attack in (evolve(made, generations=30, population=16), greedy(made)):
             found = attack(model, x, y, noise=Noise.make(seed, "search", torch.arange(len(y))))
             again = model(made.realize(x, found.z)).argmax(1) != y
             assert torch.equal(again, found.reached) and not bool((found.reached & ~exact).any())

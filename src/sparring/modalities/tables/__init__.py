@@ -10,7 +10,7 @@ from typing import Any
 from sparring.modalities.base import Modality
 from sparring.modalities.tables.models import TABLE_MODELS, certify_untouched
 from sparring.modalities.tables.read import TABLE_DATA, load_table
-from sparring.modalities.tables.read import Table as Table
+from sparring.modalities.tables.read import TableData as TableData
 from sparring.modalities.tables.schema import Schema as Schema
 from sparring.modalities.tables.search import TABLE_ATTACKS, TABLE_PLANS
 from sparring.modalities.tables.show import show_rows, table_metrics

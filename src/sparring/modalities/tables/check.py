@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.modalities.tables.rules import FOLLOWS, HOLDS, Node, Rule
+from sparring.modalities.tables.rules import FOLLOWS, HOLDS, Node, TableRule
 from sparring.modalities.tables.schema import Schema
 
 
@@ -43,7 +43,7 @@ def unlawful(schema: Schema, x: np.ndarray, adversarial: np.ndarray, may_change:
     return found
 
 
-def breaks(rule: Rule, x: np.ndarray) -> np.ndarray:
+def breaks(rule: TableRule, x: np.ndarray) -> np.ndarray:
     """(B,) bool: rows that break a rule by more than rounding; what is not finite breaks it."""
     with np.errstate(all="ignore"):
         if rule.target is None:

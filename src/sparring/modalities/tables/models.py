@@ -51,14 +51,14 @@ class TableMLP(nn.Module):
         return self.layers(scaled.asinh().float())
 
 
-def mlp(
+def table_mlp(
     log: list[bool], mean: list[float], spread: list[float], num_classes: int, *, width: int = 128, depth: int = 2
 ) -> nn.Module:
     """Fully connected layers on standardised columns."""
     return TableMLP(log, mean, spread, num_classes, (width,) * depth)
 
 
-TABLE_MODELS = {"mlp": mlp}
+TABLE_MODELS = {"mlp": table_mlp}
 
 
 @dataclass(frozen=True)

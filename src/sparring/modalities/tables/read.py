@@ -27,7 +27,7 @@ _WORDS = {"0": 0.0, "1": 1.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, 
 
 
 @dataclass(frozen=True, eq=False)
-class Table(Dataset):
+class TableData(Dataset):
     """A data set of rows with its schema. Inputs: rows (N, D) float64, and may_change (N,): the attacked class."""
 
     schema: Schema | None = None
@@ -36,7 +36,7 @@ class Table(Dataset):
 def load_table(
     path: str, *, schema: str = "", test: str = "", test_share: float = 0.2, seed: int = 0, encoding: str = "utf-8",
     rows: int = 0,
-) -> Table:  # fmt: skip
+) -> TableData:  # fmt: skip
     """The table of a CSV file: class 1 is what the schema calls attacked, class 0 all else.
 
     schema: its TOML file. test: a file for the test; without it the share `test_share`, drawn by the seed with both
@@ -74,7 +74,7 @@ def load_table(
     two = sorted({*labels}, key=known.is_attacked)
     names = (two[0], two[1]) if len(two) == 2 else ("other", "attacked")
     name, facts = Path(path).name.split(".")[0], _facts(parts[0][0], known)
-    return Table(name, "table", *inputs[0], *inputs[1], names, facts, schema=known)
+    return TableData(name, "table", *inputs[0], *inputs[1], names, facts, schema=known)
 
 
 def _facts(x: np.ndarray, schema: Schema) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _NUM_ARGUMENTS = {"max": (2, 20), "min": (2, 20), "whole": (1, 1), "where": (3, 
 
 
 @dataclass(frozen=True)
-class Rule:
+class TableRule:
     """A rule as a tree: an expression from which the column `target` follows, or, with target None, a condition."""
 
     name: str
@@ -60,7 +60,7 @@ def columns_in(node: Node) -> set[int]:
     return set().union(*(columns_in(part) for part in node[1:] if isinstance(part, tuple)))
 
 
-def read_rule(name: str, text: str, index: Mapping[str, int], groups: Mapping[str, Mapping[str, int]]) -> Rule:
+def read_rule(name: str, text: str, index: Mapping[str, int], groups: Mapping[str, Mapping[str, int]]) -> TableRule:
     """The rule that a text says. index: plain columns by name; groups: the column of each value of a category.
 
     Raises ValueError with the rule, what is wrong, and what may stand there.
@@ -83,7 +83,7 @@ class _Reader:
             "columns, + - * /, max, min, whole, where and is(column, \"value\")"
         )
 
-    def read(self) -> Rule:
+    def read(self) -> TableRule:
         if len(self.text) > LONGEST:
             self.fail(f"it has {len(self.text)} characters, at most {LONGEST} are read")
         if "__quoted" in self.text:
@@ -94,16 +94,16 @@ class _Reader:
         plain = re.sub(r"\bis\s*\(", "is_(", plain)
         if match := re.fullmatch(r"if\b(.*?)\bthen\b(.*)", plain, re.DOTALL):
             given, then = (self.condition(self.parsed(part)) for part in match.groups())
-            return Rule(self.name, self.text, ("or", negated(given), then), None)
+            return TableRule(self.name, self.text, ("or", negated(given), then), None)
         sides = re.split(r"(?<![<>=])=(?!=)", plain)
         if len(sides) > 2:
             self.fail("it has two signs of equality")
         if len(sides) == 1:
-            return Rule(self.name, self.text, self.condition(self.parsed(plain)), None)
+            return TableRule(self.name, self.text, self.condition(self.parsed(plain)), None)
         target = self.expression(self.parsed(sides[0]))
         if target[0] != "column":
             self.fail("left of = stands no column")
-        return Rule(self.name, self.text, self.expression(self.parsed(sides[1])), target[1])
+        return TableRule(self.name, self.text, self.expression(self.parsed(sides[1])), target[1])
 
     def _keep(self, match: re.Match[str]) -> str:
         name = f"__quoted{len(self.quoted)}__"
@@ -235,7 +235,7 @@ def holds(node: Node, x: Tensor, slack: float = HOLDS) -> Tensor:
     return true & scale.isfinite()
 
 
-def kept(rule: Rule, x: Tensor, strictness: float = 1.0) -> Tensor:
+def kept(rule: TableRule, x: Tensor, strictness: float = 1.0) -> Tensor:
     """(B,) bool: whether rows keep a rule; strictness 0.5 allows half of the tolerance."""
     if rule.target is None:
         return holds(rule.tree, x, HOLDS * strictness)
@@ -244,7 +244,7 @@ def kept(rule: Rule, x: Tensor, strictness: float = 1.0) -> Tensor:
     return good & value.isfinite()
 
 
-def penalty(rule: Rule, x: Tensor) -> Tensor:
+def penalty(rule: TableRule, x: Tensor) -> Tensor:
     """(B,) how far rows are from keeping a rule, 0 where they do, differentiable."""
     if rule.target is not None:
         return (x[:, rule.target] - compute(rule.tree, x)).abs()

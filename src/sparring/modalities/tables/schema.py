@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sparring.modalities.tables.rules import Rule, columns_in, read_rule
+from sparring.modalities.tables.rules import TableRule, columns_in, read_rule
 
 MOST_BYTES, MOST_COLUMNS, MOST_RULES = 10**6, 5000, 1000
 Kind = Literal["real", "integer", "boolean", "category"]
-Change = Literal["any", "none", "up", "down"]
+_Change = Literal["any", "none", "up", "down"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Column:
     step: float = 0.0
     scale: Literal["linear", "log"] = "linear"
     unit: float = 1.0
-    change: Change = "any"
+    change: _Change = "any"
     values: tuple[str, ...] = ()
     group: str = ""
     missing: float | None = None
@@ -50,7 +50,7 @@ class Column:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float, type(None))) or value != value:
                 self._fail(f"{name} = {value!r} is no number")
-        for name, choices in (("type", Kind), ("change", Change), ("scale", Literal["linear", "log"])):
+        for name, choices in (("type", Kind), ("change", _Change), ("scale", Literal["linear", "log"])):
             if getattr(self, name) not in get_args(choices):
                 self._fail(f"{name} = {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
         if not self.low <= self.high or not 0 < self.unit < math.inf or not 0 <= self.step < math.inf:
@@ -94,7 +94,7 @@ class Schema:
         told = [(str(r.get("name", r["rule"])), r["rule"]) for r in relations if isinstance(r, Mapping) and "rule" in r]
         if len(told) < len(relations) or len(told) > MOST_RULES or not all(isinstance(rule, str) for _, rule in told):
             raise ValueError(f"relations: expected at most {MOST_RULES} of [[relations]], each with a name and a rule")
-        self.rules: tuple[Rule, ...] = tuple(read_rule(name, rule, index, values) for name, rule in told)
+        self.rules: tuple[TableRule, ...] = tuple(read_rule(name, rule, index, values) for name, rule in told)
         derived = [r.target for r in self.rules if r.target is not None and r.target not in columns_in(r.tree)]
         kin = {i: group for group in self.groups for i in group}
         self.places = tuple(sorted({j for i in rule.columns for j in kin.get(i, [i])}) for rule in self.rules)

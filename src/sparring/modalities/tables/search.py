@@ -22,7 +22,7 @@ from sparring.threats.base import ThreatModel
 
 AT_ONCE = 20_000
 """Rows that are realized together: more would not be faster, and need memory."""
-SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+_SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """What the greedy search tries of what the radius leaves for a column."""
 
 
@@ -91,7 +91,7 @@ class TableSearch:
 
 @dataclass(frozen=True)
 class Greedy(TableSearch):
-    """Sets one column at a time to what raises the margin most; see `greedy`."""
+    """Sets one column at a time to what raises the margin most; see `greedy_columns`."""
 
     num_rounds: int = 4
 
@@ -104,11 +104,11 @@ class Greedy(TableSearch):
                 return
             threat, near, now = take(self.threat, rows), take(x, rows), at[rows]
             low, high = threat.room(near)
-            shares = torch.tensor(SHARES, dtype=now.dtype, device=now.device)
+            shares = torch.tensor(_SHARES, dtype=now.dtype, device=now.device)
             tried = (_left(threat, now)[:, :, None] * shares).clamp(low[:, :, None], high[:, :, None])[:, free]
-            many = len(free) * len(SHARES)
+            many = len(free) * len(_SHARES)
             z = now[:, None].repeat(1, many, 1)
-            place = free.repeat_interleave(len(SHARES)).expand(len(rows), -1)[..., None]
+            place = free.repeat_interleave(len(_SHARES)).expand(len(rows), -1)[..., None]
             z.scatter_(2, place, tried.reshape(len(rows), many, 1))
             made, score = _scores(threat, model, near, z, label[rows], best)
             best.see(rows, z, score)
@@ -142,14 +142,14 @@ class Evolution(TableSearch):
                 return
             threat, near, old = take(self.threat, rows), take(x, rows), members[rows]
             children = self.children(threat, near, old, noise.take(rows), t)
-            flat = take(near, torch.arange(len(rows)).repeat_interleave(size))
-            each = take(threat, torch.arange(len(rows)).repeat_interleave(size))
-            children = each.project(flat, children.reshape(-1, width)).view_as(old)
             made, score = _scores(threat, model, near, children, label[rows], best)
             best.see(rows, children, score)
             pool, ranks = torch.cat([old, made], 1), torch.cat([scores[rows], score], 1)
             ranks, order = ranks.sort(dim=1, descending=True, stable=True)
-            members[rows] = pool.gather(1, order[:, :size, None].expand(-1, -1, width))
+            pool = pool.gather(1, order[..., None].expand(-1, -1, width))
+            twin = torch.nn.functional.pad((pool[:, 1:] == pool[:, :-1]).all(2), (1, 0))  # else all become one row
+            ranks, again = ranks.masked_fill(twin, -torch.inf).sort(dim=1, descending=True, stable=True)
+            members[rows] = pool.gather(1, again[:, :size, None].expand(-1, -1, width))
             scores[rows] = ranks[:, :size]
 
     def children(self, threat: Columns, x: Rows, old: Tensor, noise: Noise, t: int) -> Tensor:
@@ -163,15 +163,27 @@ class Evolution(TableSearch):
         free = threat._free(x)
         among = move.masked_fill(~free[:, None], -1.0)
         count = 1 + (rest[:, :, 2:] * 4).long()
-        rank = among.argsort(dim=2, descending=True, stable=True).argsort(2)
+        order = among.argsort(dim=2, descending=True, stable=True)
         low, high = (end[:, None] for end in threat.room(x))
-        # a fifth goes back, a fifth each to either end of what is left, the others anywhere between
-        share = torch.where(value < 0.6, (5 * value).floor().remainder(3) - 1, 5 * value - 4)
-        drawn = (share * _left(threat, child)).clamp(low, high)
-        return torch.where((rank < count) & free[:, None], drawn, child)
+        # back, one step down or up, to either end of what is left, or anywhere between
+        left, rows, step = _left(threat, child), x["rows"], threat._facts(x).step
+        down, up = (threat.measured(x, rows + sign * step)[:, None] for sign in (-1, 1))
+        ends = torch.where(value < 0.6, left.where(value < 0.5, -left), (5 * value - 4) * left)
+        steps = child + torch.where(value < 0.3, down, up)
+        drawn = torch.where(value < 0.2, 0.0, steps.where(value < 0.4, ends)).clamp(low, high)
+        child = torch.where((order.argsort(2) < count) & free[:, None], drawn, child)
+        return torch.zeros_like(child).scatter(2, order, _within_radius(threat, child.gather(2, order)))
 
 
-def greedy(threat: ThreatModel, *, rounds: int = 4) -> Attacker:
+def _within_radius(threat: Columns, z: Tensor) -> Tensor:
+    """Each column (of b, P, D, in order) up to what those before it leave of the radius: whole steps stay whole."""
+    radius, power = per_example(threat.radius, z), 2 if threat.measure == "l2" else 1
+    spent = (z.abs() ** power).cumsum(2) - z.abs() ** power
+    most = radius + 0 * z if threat.measure == "linf" else (radius**power - spent).clamp_min(0) ** (1 / power)
+    return z.clamp(-most, most)
+
+
+def greedy_columns(threat: ThreatModel, *, rounds: int = 4) -> Attacker:
     """A search without gradients: in each round every column is tried at five values, and the best change stays.
 
     Values: both ends of what the radius leaves for the column, half of each, and the clean one. Raises TypeError for
@@ -206,7 +218,7 @@ def _check(threat: ThreatModel, name: str, **counts: int) -> None:
             raise ValueError(f"{name}: {option}={count}; expected at least 1")
 
 
-TABLE_ATTACKS: dict[str, Builder] = {"evolve": evolve, "greedy": greedy}
+TABLE_ATTACKS: dict[str, Builder] = {"evolve": evolve, "greedy": greedy_columns}
 
 
 def fast_for_tables(threat: ThreatModel) -> str:
