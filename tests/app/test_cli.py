@@ -157,7 +157,7 @@ def _broken_data(w: Path) -> None:
         "negative_labels": {"y_train": good["y_train"] - 1},
         "half_labels": {"y_train": half},
         "text_labels": {"y_train": good["y_train"].astype(str)},
-        "two_column_labels": {"y_train": np.eye(3)[good["y_train"]]},
+        "two_column_labels": {"y_train": np.eye(3)[good["y_train"]] + 1},
         "fewer_labels": {"y_train": good["y_train"][:-1]},
         "rare_class": {"y_train": rare},
         "holes": {"x_train": holes},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, NUM_WORDS, SHAPE, BagOfWords, rand, seeded, sentences, stream, words
 from sparring.attacks.around import EachTarget, Restarts, SmoothBackward, part_of, seeking
-from sparring.attacks.auto_pgd import ShrinkingRadius
+from sparring.attacks.auto_pgd import ShrinkingRadius, apgd_t
 from sparring.attacks.catalogue import pgd
 from sparring.attacks.square import square
 from sparring.core.noise import Noise
@@ -116,7 +116,7 @@ def test_restarts_of_words() -> None:
 # Each target --------------------------------------------------------------------------------------------------------
 
 
-BALL = Linf(0.1)
+BALL = Linf(0.1, low=None, high=None)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def test_targets_leave_the_model_as_found(stateful: nn.Module, snapshot: Any) ->
     before = snapshot(stateful)
     EachTarget(pgd(Linf(0.1), num_steps=2))(stateful, X, LABELS)
     assert snapshot(stateful) == before
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="labels go from"):
         EachTarget(pgd(Linf(0.1), num_steps=2))(stateful, X, LABELS + 90)
     assert snapshot(stateful) == before
 
@@ -308,3 +308,15 @@ def test_errors(network: nn.Module) -> None:
         Restarts(pgd(Linf(0.1)), 0)
     with pytest.raises(ValueError, match=r"restarts keep the worst result and so need its loss.*keep=.last"):
         pgd(Linf(0.1), num_steps=1, restarts=2, keep="last")(network, X, LABELS)
+
+
+def test_three_classes_of_a_linear_network_fall_wherever_they_can() -> None:
+    """Exact: towards each class every coordinate goes to its worse end of ball and box."""
+    layer, x, radius = seeded(lambda: nn.Linear(8, 3)).double(), rand(200, 8, seed=5), 0.15
+    weight, low, high = layer.weight.detach(), (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
+    y, rows = layer(x).argmax(1), torch.arange(200)
+    worst = [layer(torch.where(weight[k] > weight[y], high, low)).detach() for k in range(3)]
+    gaps = torch.stack([out[:, k] - out[rows, y] for k, out in enumerate(worst)], 1)
+    breakable = gaps.masked_fill(torch.nn.functional.one_hot(y, 3).bool(), -1).amax(1) > 1e-4
+    reached = apgd_t(Linf(radius), num_steps=20)(layer, x, y).reached
+    assert bool(breakable.any()) and not bool((breakable & ~reached).any())  # type: ignore[operator]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -27,15 +28,20 @@ from contracts import (
     stream,
     words,
 )  # fmt: skip
+from sparring.attacks.auto_pgd import apgd, apgd_t
 from sparring.attacks.catalogue import bim, fgsm, gradient_ascent, mi_fgsm, pgd
+from sparring.attacks.fab import fab, fab_t
 from sparring.attacks.loop import Attack, Problem, Seen
+from sparring.attacks.square import square
 from sparring.attacks.starts import Gaussian, Given, Null, null
 from sparring.attacks.steps import Ascent, RawAscent
+from sparring.core.model_state import Frozen
 from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, kl, margin, targeted
 from sparring.core.types import Attacker, Cost, size, take
 from sparring.evaluation.preflight import preflight
 from sparring.threats import L2, Linf, inside
+from sparring.training.recipes import pgd_at, trades
 
 LABELS = torch.tensor([2, 0, 3])
 
@@ -595,10 +601,10 @@ def test_the_loop_never_waits_for_the_device(
 ) -> None:
     attacks = [ATTACKS[name](threat) for threat in (Linf(0.1), L2(torch.tensor([0.1, 0.2, 0.3]), mask=MASK))]
     noise = stream(3)
-    # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations hand over a function
+    # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations freeze the model
     with nothing_waits(monkeypatch):
         for attack in attacks:
-            attack(lambda v: network(v), images, LABELS, noise=noise)
+            attack(Frozen(network), images, LABELS, noise=noise)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -610,7 +616,7 @@ def test_the_loop_never_waits_for_a_gpu(kind: str) -> None:
     there = attack(model, x, y, noise=noise)
     try:
         torch.cuda.set_sync_debug_mode("error")
-        attack(model, x, y, noise=noise)
+        attack(Frozen(model), x, y, noise=noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(there.x_adv.cpu(), attack(model.cpu(), x.cpu(), y.cpu(), noise=stream(3)).x_adv)  # type: ignore[union-attr]
@@ -620,21 +626,105 @@ def test_the_loop_never_waits_for_a_gpu(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "message"),
     [
-        torch.tensor([1, 2]),
-        torch.tensor([0.0, 1.0, 2.0]),
-        torch.zeros(3, 2, 4),
-        torch.tensor(1),
-        torch.zeros(3, 1, dtype=torch.int64),
+        (torch.tensor([1, 2]), r"labels are torch.int64 \(2,\); expected class numbers \(B,\) = \(3,\)"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"target has shape .* for 3 examples; expected integer labels \(B,\) or prob"),
+        (torch.zeros(3, 2, 4), r"target has shape .* for 3 examples; expected integer labels \(B,\) or probabilities"),
+        (torch.tensor(1), r"labels are torch.int64 \(\); expected class numbers"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"labels are .*: y\.squeeze\(1\)"),
+        (torch.tensor([0, 4, 1]), "labels go from 0 to 4, but the model has 4 classes"),
+        (torch.tensor([0, -100, 1]), "labels go from -100 to 1; .*such as -100.*are no classes"),
+        (LABELS.numpy(), r"labels are a ndarray.*torch\.as_tensor\(y\)"),
     ],
-    ids=["two", "floating labels", "3-D", "a number", "labels in a column"],
+    ids=["two", "floating labels", "3-D", "a number", "a column", "too large", "negative", "numpy"],
 )
-def test_wrong_targets(network: nn.Module, images: Tensor, target: Tensor) -> None:
-    with pytest.raises(
-        ValueError, match=r"target has shape .* for 3 examples; expected integer labels \(B,\) or probabilities"
-    ):
+def test_wrong_targets(network: nn.Module, images: Tensor, target: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         pgd(Linf(0.1))(network, images, target)
+    with pytest.raises(ValueError, match=message):
+        square(Linf(0.1), num_queries=2)(network, images, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_whole_type_are_taken(network: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    attack, labels = pgd(Linf(0.1), num_steps=2), torch.tensor([0, 2, 1])
+    assert torch.equal(attack(network, images, labels.to(dtype)).z, attack(network, images, labels).z)
+
+
+WRONG_INPUTS = {
+    "outside": (lambda x: 4 * x - 2, "lie outside the valid domain of Linf.*inside the model"),
+    "bytes": (lambda x: (255 * x).to(torch.uint8), r"inputs are torch\.uint8; expected floats.*255"),
+    "numpy": (lambda x: x.numpy(), r"inputs are a ndarray.*torch\.as_tensor\(x\)"),
+    "NaN": (lambda x: x / 0, "inputs hold NaN"),
+    "named": (lambda x: {"image": x, "age": x[:, 0]}, r"Linf changes one tensor.* image, age.*Lens\(Linf.*'image'\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+def test_a_direct_call_refuses_what_an_evaluation_refuses(network: nn.Module, images: Tensor, case: str) -> None:
+    change, message = WRONG_INPUTS[case]
+    x: Any = change(images)
+    for model in (network, lambda v: network(v)):
+        for make in (pgd, apgd, fab, partial(square, num_queries=2), partial(pgd, restarts=2), fab_t):
+            with pytest.raises(ValueError, match=message):
+                make(Linf(0.1))(model, x, LABELS)
+    with pytest.raises(ValueError, match=message):
+        pgd_at(Linf(0.1))(network, x, LABELS)
+    with pytest.raises(ValueError, match=message):
+        trades(Linf(0.1))(network, x, LABELS)
+
+
+def test_a_recipe_looks_at_its_first_batch_and_every_hundredth(network: nn.Module, images: Tensor) -> None:
+    recipe = pgd_at(Linf(0.1), num_steps=1)
+    recipe(network, images, LABELS)
+    for _ in range(99):
+        recipe(network, images + 1, LABELS)
+    with pytest.raises(ValueError, match="outside the valid domain"):
+        recipe(network, images + 1, LABELS)
+
+
+class InPlace(nn.Module):
+    """A network that normalises what it is given, in place."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.sub_(0.5).mul_(4))
+
+
+def test_a_model_that_writes_into_its_input_changes_nothing_of_the_callers(network: nn.Module, images: Tensor) -> None:
+    def out_of_place(v: Tensor) -> Tensor:
+        return network((v - 0.5) * 4)
+
+    mine, noise = images.clone(), stream(3)
+    for make in (pgd, partial(square, num_queries=5), fab, apgd_t):
+        found, want = (make(Linf(0.1))(model, mine, LABELS, noise=noise) for model in (InPlace(network), out_of_place))
+        assert torch.equal(mine, images)
+        torch.testing.assert_close(found.x_adv, want.x_adv)
+
+
+class Output(dict[str, Any]):
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+def test_logits_are_taken_out_of_an_output(network: nn.Module, images: Tensor) -> None:
+    want = pgd(Linf(0.1))(network, images, LABELS).x_adv
+    for model in (lambda v: Output(logits=network(v)), lambda v: {"loss": None, "logits": network(v)}):
+        torch.testing.assert_close(pgd(Linf(0.1))(model, images, LABELS).x_adv, want)
+    for wrong, key in ((lambda v: (network(v), v), r"\[0\]"), (lambda v: {"scores": network(v)}, r"\['scores'\]")):
+        with pytest.raises(TypeError, match=rf"returns a .*logits.*lambda x: model\(x\){key}"):
+            pgd(Linf(0.1))(wrong, images, LABELS)
+
+
+@pytest.mark.parametrize("threat", [0.1, "linf:0.1", None])
+def test_what_is_no_threat_model_is_refused(threat: Any) -> None:
+    with pytest.raises(TypeError, match=r"threat model, such as Linf\(8 / 255\) or make_threat"):
+        pgd(threat)
 
 
 def test_logits_of_another_rank(network: nn.Module, images: Tensor) -> None:

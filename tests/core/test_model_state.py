@@ -67,12 +67,10 @@ def test_what_is_yielded_is_no_module(stateful: nn.Module) -> None:
             assert stateful.training
 
 
-def test_a_plain_function_passes_through() -> None:
-    def function(x: Any) -> Any:
-        return x
-
-    with attack_mode(function) as same:
-        assert same is function
+def test_a_plain_function_is_shown_copies() -> None:
+    x = torch.ones(2, 3)
+    with attack_mode(lambda v: v.add_(1)) as frozen:
+        assert torch.equal(frozen(x), x + 1) and torch.equal(x, torch.ones(2, 3))
 
 
 def test_an_unknown_mode_says_what_there_is(stateful: nn.Module) -> None:

@@ -83,8 +83,7 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "empty": (SOUND, X[:0], Y[:0], "empty"),
     "model fails": (_then(_raises), X, Y, r"\(12, 4\) torch\.float32: RuntimeError: mat1"),
     "tuple": (_then(lambda z: (z, z)), X, Y, r"returns a tuple.*lambda x: model\(x\)\[0\]"),
-    "record": (_then(Output), X, Y, r"returns a Output.*model\(x\)\.logits"),
-    "dict": (_then(lambda z: {"logits": z}), X, Y, r"returns a dict.*model\(x\)\['logits'\]"),
+    "dict": (_then(lambda z: {"scores": z}), X, Y, r"returns a dict of scores.*model\(x\)\['scores'\]"),
     "one logit, three classes": (_then(lambda z: z[:, :1]), X, Y, "one number.*labels go from 0 to 2; expected 0"),
     "one logit, labels of -1": (_then(lambda z: z[:, 0]), X, 2 * (Y % 2) - 1, "labels go from -1 to 1; expected 0 and"),
     "one output, regression": (_then(lambda z: z[:, 0]), X, X[:, 0], "Regression targets"),
@@ -116,6 +115,11 @@ def test_refused_in_a_plain_sentence(case: str) -> None:
     model, x, y, message = REFUSED[case]
     with pytest.raises(PreflightError, match=f"(?s){message}"):
         preflight(model, x, y, THREAT)
+
+
+def test_an_output_with_logits_is_taken_for_them() -> None:
+    for model in (_then(Output), _then(lambda z: {"loss": None, "logits": z})):
+        assert not _names(model, X, Y, THREAT)
 
 
 def test_probabilities_become_logits_of_the_same_model() -> None:

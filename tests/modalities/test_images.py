@@ -93,17 +93,81 @@ BAD_NPZ = {
     "missing key": ({"y_test": None}, r"\['y_test'\] are missing"),
     "lengths": ({"y_train": np.array([0, 1])}, "x_train has 6 examples and y_train 2"),
     "fractions as labels": ({"y_train": np.array([0, 1, 2, 0, 1, 1.5])}, "y_train is float64.*whole numbers"),
-    "one-hot labels": ({"y_train": np.eye(6)}, "y_train is float64.*whole numbers"),
+    "two-hot labels": ({"y_train": np.eye(6) + np.eye(6)[::-1]}, "y_train is float64.*whole numbers"),
+    "infinite label": ({"y_test": np.array([0, 1, np.inf])}, "y_test holds labels 0.0 to inf"),
+    "huge label": ({"y_test": np.array([0, 1, 2**62])}, "y_test holds labels 0 to 4611686018427387904"),
     "labels as text": ({"y_test": np.array(["a", "b", "c"])}, "y_test is <U1"),
     "NaN label": ({"y_train": np.array([0, 1, 2, 0, 1, np.nan])}, "y_train is float64.*whole numbers"),
-    "negative label": ({"y_test": np.array([0, -1, 2])}, "y_test holds -1"),
+    "negative label": ({"y_test": np.array([0, -1, 2])}, r"y_test holds labels -1 to 2; .*first_label=1"),
     "NaN": ({"x_train": np.full((6, 4), np.nan), "x_test": np.zeros((3, 4))}, "x_train holds NaN"),
     "empty": ({"x_test": np.zeros((0, 8, 9, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test has shape"),
     "integers": ({"x_train": np.zeros((6, 4), int)}, "x_train is int64"),
-    "image range": ({"x_train": np.full((6, 3, 8, 9), 2.0)}, "from 2 to 2.*inside the model"),
+    "zeros and ones": ({"x_train": np.ones((6, 8, 9), int)}, "x_train is int64.*astype"),
     "other shape": ({"x_test": np.zeros((3, 8, 8, 3), np.uint8)}, "one model must take both"),
     "pickled objects": ({"y_train": np.array([{}] * 6, dtype=object)}, "plain arrays"),
 }
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 128), (1, 2, 128), (4, 5, 6, 7), (1, 5, 6, 7)])
+def test_floats_of_any_shape_are_taken_as_they_are(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (6, *shape)).astype(np.float32)
+    data = load_data(_npz(tmp_path / "a.npz", x_train=x, x_test=x[:3]))
+    assert data.shape == shape and np.array_equal(data.x_train.numpy(), x)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16])
+def test_pixels_are_pixels_whatever_whole_type_holds_them(tmp_path: Path, kind: type) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 9))
+    data = load_data(_npz(tmp_path / "a.npz", x_train=x.astype(kind), x_test=x[:3].astype(np.uint8)))
+    assert data.x_train.dtype == torch.uint8 and np.array_equal(data.x_train[:, 0].numpy(), x)
+
+
+def test_labels_as_people_have_them(tmp_path: Path) -> None:
+    y = np.array([0, 1, 2, 0, 1, 2])
+    for train, test in ((np.eye(3)[y], y[:3]), (np.eye(3, dtype=bool)[y], np.eye(3, dtype=np.int8)[:3])):
+        data = load_data(_npz(tmp_path / "a.npz", y_train=train, y_test=test))
+        assert data.y_train.tolist() == y.tolist() and data.y_test.tolist() == [0, 1, 2]
+    names = np.array(["owl", "cat", "dog"])
+    data = load_data(_npz(tmp_path / "b.npz", y_train=names[y], y_test=names))
+    assert data.class_names == ("cat", "dog", "owl") and data.y_test.tolist() == [2, 0, 1]
+    data = load_data(_npz(tmp_path / "c.npz", y_train=y + 1, y_test=y[:3] + 1) + ",first_label=1")
+    assert data.y_train.tolist() == y.tolist() and data.class_names == ("1", "2", "3")
+
+
+def _pictures(folder: Path, count: int, side: int = 6) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(_png(np.full((side, side, 3), i, np.uint8)))
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        for label in ("dog", "cat"):
+            _pictures(tmp_path / "both" / split / label, count)
+    data = load_data(str(tmp_path / "both"))
+    assert data.class_names == ("cat", "dog") and data.shape == (3, 6, 6)
+    assert data.y_train.tolist() == [0] * 4 + [1] * 4 and data.x_train[:, 0, 0, 0].tolist() == [0, 1, 2, 3] * 2
+    assert load_data(f"{tmp_path / 'both'},size=4").shape == (3, 4, 4)
+    for label in ("dog", "cat"):
+        _pictures(tmp_path / "alone" / label, 10)
+    data = load_data(str(tmp_path / "alone"))
+    assert (len(data.y_train), len(data.y_test)) == (16, 4) and data.y_test.tolist() == [0, 0, 1, 1]
+
+
+def test_class_folders_that_will_not_do(tmp_path: Path) -> None:
+    _pictures(tmp_path / "a" / "train" / "cat", 2)
+    with pytest.raises(ValueError, match="train but no test folder"):
+        load_data(str(tmp_path / "a"))
+    _pictures(tmp_path / "a" / "test" / "cow", 2)
+    with pytest.raises(ValueError, match="'cow', of which the train folder has no example"):
+        load_data(str(tmp_path / "a"))
+    (tmp_path / "a" / "test" / "cow").rename(tmp_path / "a" / "test" / "cat")
+    (tmp_path / "a" / "test" / "cat" / "wide.png").write_bytes(_png(np.zeros((6, 9, 3), np.uint8)))
+    with pytest.raises(ValueError, match=r"wide\.png has shape \(6, 9, 3\).*size=32"):
+        load_data(str(tmp_path / "a"))
+    (tmp_path / "a" / "test" / "cat" / "wide.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"wide\.png cannot be read"):
+        load_data(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("case", BAD_NPZ)
@@ -111,6 +175,12 @@ def test_npz_that_will_not_do(case: str, tmp_path: Path) -> None:
     changes, message = BAD_NPZ[case]
     with pytest.raises(ValueError, match=message):
         load_data(_npz(tmp_path / "bad.npz", **changes))
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    for count in (1, 2):
+        y = np.array([0, 1, count])
+        assert load_data(_npz(tmp_path / "a.npz", y_test=y)).y_test.tolist() == y.tolist()
 
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

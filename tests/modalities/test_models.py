@@ -161,6 +161,49 @@ def _net(seed: int) -> nn.Module:
     return build("mlp", (4,), 3, seed)
 
 
+WRAPPED = {
+    "net": lambda s: {"net": {f"module.{k}": v for k, v in s.items()}, "acc": 91.2, "epoch": 3},
+    "tutorial": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}, "groups": []}, "loss": 0.1},
+    "compiled in lightning": lambda s: {"state_dict": {f"model._orig_mod.{k}": v for k, v in s.items()}, "epoch": 1},
+    "deep": lambda s: {"run": {"weights": {"ema": s}}},
+    "beside another": lambda s: {"generator": {"a": torch.ones(2)}, "net": s},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_are_found_under_any_key_and_prefix(kind: str, tmp_path: Path) -> None:
+    source, target, x = _net(0), _net(1), torch.rand(2, 4)
+    torch.save(WRAPPED[kind](source.state_dict()), tmp_path / "w.pt")
+    assert torch.equal(load_weights(target, tmp_path / "w.pt")(x), source(x))
+
+
+def test_of_several_state_dicts_the_key_says_which(tmp_path: Path) -> None:
+    one, two, path, x = _net(0), _net(1), tmp_path / "w.pt", torch.rand(2, 4)
+    torch.save({"model": one.state_dict(), "ema": two.state_dict()}, path)
+    with pytest.raises(ValueError, match=r"several state dicts that fit: model, ema.*w\.pt:model"):
+        load_weights(_net(2), path)
+    for key, source in (("model", one), ("ema", two)):
+        assert torch.equal(load_weights(_net(2), f"{path}:{key}")(x), source(x))
+    with pytest.raises(ValueError, match=r"no state dict under 'net'; there are model, ema"):
+        load_weights(_net(2), f"{path}:net")
+
+
+def test_weights_saved_before_batch_norm_counted_its_batches(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+    torch.save({k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pt")
+    load_weights(net, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    net = nn.Linear(4, 3)
+    before = net.weight.clone()
+    torch.save({"weight": torch.ones(3, 4, dtype=dtype), "bias": torch.ones(3)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"not floating point.*weight {dtype}"):
+        load_weights(net, tmp_path / "w.pt")
+    assert torch.equal(net.weight, before)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "plain", "state_dict", "model", "module."])
 def test_load_weights(kind: str, tmp_path: Path) -> None:
     source, target = _net(0), _net(1)

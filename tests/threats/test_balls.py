@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -14,7 +15,7 @@ from torch import Tensor
 from contracts import BALLS, SHAPE, THREATS, rand, stream
 from sparring.core.noise import Noise
 from sparring.core.types import take
-from sparring.threats import L2, Ball, Linf, check_threat, inside, make_threat, threat_text
+from sparring.threats import L1, L2, Ball, Linf, check_threat, inside, make_threat, threat_text
 
 
 @pytest.mark.parametrize("name", THREATS)
@@ -216,3 +217,28 @@ def test_what_has_no_text_is_never_shown_as_another_threat(threat: Ball) -> None
 def test_text_errors(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_threat(text)
+
+
+@pytest.mark.parametrize("make", [Linf, L2, L1])
+def test_limits_of_another_type_give_the_same_and_lists_are_taken(make: Any) -> None:
+    x, z = rand(4, 6).float(), (2 * rand(4, 6, seed=3) - 1).float()
+    want = make(0.5, low=0.1, high=0.9)
+    for low, high in (
+        (torch.full((6,), 0.1, dtype=torch.float64), torch.full((6,), 0.9, dtype=torch.float64)),
+        ([0.1] * 6, [0.9] * 6),
+        (numpy.full(6, 0.1), numpy.full(6, 0.9)),
+    ):
+        threat, x = make(0.5, low=low, high=high), x.clamp(0.1, 0.9)
+        for found, expected in (
+            (threat.project(x, z), want.project(x, z)),
+            (threat.realize(x, z), want.realize(x, z)),
+            (threat.room(x)[0], want.room(x)[0]),
+        ):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_radius_as_wide_as_the_box_allows_everything() -> None:
+    assert Linf(1.0).allows_everything and Linf(8).allows_everything and Linf(2.0, low=-1.0).allows_everything
+    for threat in (Linf(0.99), Linf(math.inf), Linf(8, low=None), Linf(1.0, mask=torch.ones(1, 2, dtype=torch.bool))):
+        assert not threat.allows_everything

@@ -435,7 +435,8 @@ def test_no_step_waits_for_the_device(averaging: float | None) -> None:
             model, PLAIN, recipe, sgd(model), num_epochs=2, averaging=averaging, schedule=Cosine(),
             observe=lambda state: seen.append(reads.count),
         )  # fmt: skip
-        assert seen[0] == seen[1] == seen[2] == 0 and seen[3] == seen[4] == seen[5]
+        assert seen[0] < 10, "the first batch is looked at, and every hundredth"
+        assert seen[0] == seen[1] == seen[2] and seen[3] == seen[4] == seen[5]
         before = reads.count
         torch.ones(1).item()
         assert reads.count == before + 1, "the counter counts"

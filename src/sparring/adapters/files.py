@@ -38,7 +38,7 @@ def build_model(text: str, models: Mapping[str, Builder], seed: int, given: Mapp
         torch.random.default_generator.manual_seed(seed)
         try:
             model = make(*given.values())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if ".py:" not in make.name:
                 raise
             raise ValueError(f"model {text!r} failed with {type(error).__name__}: {error}") from error
@@ -47,57 +47,124 @@ def build_model(text: str, models: Mapping[str, Builder], seed: int, given: Mapp
     return model
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+"""What DataParallel, torch.compile and people's own wrappers put before every name."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's count of batches, which older files lack; it plays no part in evaluation."""
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """The same model, with the weights of a .safetensors file, or of a state dict that torch.save wrote.
 
-    A state dict may lie under the key "state_dict" or "model", and all its names may begin with "module.".
-    Nothing but tensors is ever unpickled. Raises FileNotFoundError, and ValueError where the file or its
-    names do not fit; the model is then as it was.
+    A state dict may lie under any key, beside other things (an optimizer, an accuracy, a second state dict of another
+    shape), and all its names may begin with what wrappers put there (`module.`, `_orig_mod.`, `model.`). Where several
+    fit, FILE:KEY says which. What torch loads strictly is taken. Nothing but tensors is ever unpickled. Raises
+    FileNotFoundError, and ValueError where the file or its names do not fit; the model is then as it was.
+
+    >>> import tempfile
+    >>> net = nn.Linear(2, 3)
+    >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+    ...     torch.save({"net": {f"module.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, file.name)
+    ...     _ = load_weights(nn.Linear(2, 3), file.name)
     """
-    path = Path(path)
+    path, key = file_and_key(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
-    weights = _read(path)
-    own = model.state_dict()
-    if all(name.startswith("module.") for name in weights) and not all(n.startswith("module.") for n in own):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    differences = {
-        "missing in the file": [name for name in own if name not in weights],
-        "unknown to the model": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-            for name in own if name in weights and weights[name].shape != own[name].shape
-        ],
-    }  # fmt: skip
-    found = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in differences.items() if names
-    ]  # fmt: skip
-    if found:
-        raise ValueError(f"weights {path} do not fit the model: {'; '.join(found)}. "
-                         "Build the model that the file was saved from")  # fmt: skip
-    model.load_state_dict(weights)
+    own, content = model.state_dict(), _read(path)
+    found = {name: _unprefixed(weights, own) for name, weights in _state_dicts(content).items()}
+    if key and key not in found:
+        raise ValueError(f"weights {path} have no state dict under {key!r}; there are {', '.join(found) or 'none'}")
+    found = {key: found[key]} if key else found
+    if not found:
+        held = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"weights {path} hold {held}; expected a state dict, alone or under a key of any name")
+    told = {name: _differences(weights, own) for name, weights in found.items()}
+    fitting = [name for name, differences in told.items() if not differences]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"weights {path} hold several state dicts that fit: {', '.join(fitting)}. Which one decides about the "
+            f"result, so say it: {path}:{fitting[0]}"
+        )
+    if not fitting:
+        nearest = min(told, key=lambda name: len(told[name]))
+        where = f" (under {nearest!r})" if nearest else ""
+        raise ValueError(
+            f"weights {path}{where} do not fit the model: {told[nearest]}. Build the model that the file was saved from"
+        )
+    _load(model, found[fitting[0]], path)
     return model
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU."""
+def file_and_key(text: str | Path) -> tuple[Path, str]:
+    """FILE and KEY of `FILE:KEY`, or the file and no key."""
+    path, _, key = str(text).rpartition(":")
+    return (Path(path), key) if Path(path).is_file() and not Path(text).exists() else (Path(text), "")
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """torch's strict load, after which a model that refused is as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        model.load_state_dict(before)
+        raise ValueError(f"weights {path} do not fit the model: {error}") from None
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, on the CPU: plain values and tensors."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # several libraries, several kinds
         first_line = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"weights {path} cannot be read as plain tensors ({type(error).__name__}: {first_line}). Whole "
             "pickled models may run code when opened and are refused: save model.state_dict() instead"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        held = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"weights {path} hold {held}; expected a state dict, or one under 'state_dict' or 'model'")
-    return dict(content)
+
+
+def _state_dicts(content: Any, key: str = "") -> dict[str, Mapping[str, Tensor]]:
+    """The mappings of names to tensors in what a file holds, by the keys that lead there."""
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return {key: content}
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for name, value in content.items():
+        found |= _state_dicts(value, f"{key}.{name}" if key else str(name))
+    return found
+
+
+def _unprefixed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without what stands before all their names and before no name of the model's."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in weights) and not all(name.startswith(prefix) for name in own):
+            return _unprefixed({name.removeprefix(prefix): value for name, value in weights.items()}, own)
+    return weights
+
+
+def _differences(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """In what the weights and the model's differ, in words; "" where torch can load them."""
+    both = [name for name in own if name in weights]
+    differences = {
+        "missing in the file": [n for n in own if n not in weights and n.rpartition(".")[2] != COUNTER],
+        "unknown to the model": [n for n in weights if n not in own],
+        "of another shape": [
+            f"{n} {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} in the model"
+            for n in both
+            if weights[n].shape != own[n].shape and {weights[n].shape, own[n].shape} != {(), (1,)}  # which torch takes
+        ],
+        "of a type that is not floating point, as the model's is": [
+            f"{n} {weights[n].dtype}"
+            for n in both if own[n].is_floating_point() and not weights[n].is_floating_point()
+        ],
+    }  # fmt: skip
+    return "; ".join(f"{len(found)} {what}: {_first(found)}" for what, found in differences.items() if found)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -28,6 +28,9 @@ def main() -> None:
     sys.argv += ["--help"] if len(sys.argv) == 1 else []
     try:
         code = app(standalone_mode=False)
+    except SystemExit as ended:  # ours come below: a model's or an attack's own code must not say how this ended
+        _say(f"error: code that was run ended the process by sys.exit({ended.code!r}); nothing it measured counts")
+        raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         raise SystemExit(130) from None
@@ -191,7 +194,7 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
     if result.stopped:
         _say(result.stopped)
         _say(hint if interrupted() else f"what was learned before is in {out}")
-        raise SystemExit(130 if interrupted() else 1)
+        raise typer.Exit(130 if interrupted() else 1)
     if not resume:
         _say_taken(asked["data"])
     best = result.history[result.best_epoch]
@@ -277,7 +280,7 @@ def _gate(results: Path, demands: Any) -> None:
     for check in decision.checks:
         typer.echo(f"{'pass' if check.passed else 'FAIL'}: {check.sentence}")
     if not decision.passed:
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparring.attacks.around import needs_grad
 from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.checks.battery import examine
 from sparring.core.files import write_text
@@ -32,11 +33,12 @@ from sparring.results.schema import Results
 from sparring.results.write import write_evaluation
 from sparring.threats import L2
 from sparring.threats.base import ThreatModel
+from sparring.threats.inputs import check_batch
 
 COSTLY = ("fab", "fab-t", "square")
 
 
-@dataclass
+@dataclass(repr=False)
 class CheckedEvaluation(Evaluation):
     """An evaluation with what its results say beside it.
 
@@ -47,6 +49,10 @@ class CheckedEvaluation(Evaluation):
     checks: dict[str, Any] | None = None
     no_certificate: str = ""
     class_names: list[str] = field(default_factory=list)
+
+    def told(self) -> dict[str, str]:
+        told = super().told()
+        return {**told, "verdict": self.verdict or "not checked"}
 
     @property
     def verdict(self) -> str | None:
@@ -82,7 +88,7 @@ class CheckedEvaluation(Evaluation):
 def evaluate(
     model: Model,
     batches: Iterable[tuple[Inputs, Tensor]],
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     attacks: str | Sequence[Any] = "fast",
     *,
     seed: int = 0,
@@ -99,8 +105,9 @@ def evaluate(
 ) -> CheckedEvaluation:
     """Clean, robust and certified accuracy with findings that say whether to believe them: `measure`, and the battery.
 
-    batches: (x, y) pairs, read once. attacks: a plan, a list as text, or stages (see `measure`). The security curve
-    runs them with one restart each, and without the costly ones (FAB, Square, and what is kept for a few examples).
+    batches: (x, y) pairs, read once. threat: the record, or its text. attacks: a plan, a list as text, or stages (see
+    `measure`). The security curve runs them with one restart each, and without the costly ones (FAB, Square, and what
+    is kept for a few examples).
     certify: auto takes a bound where there is one, interval demands it; or a function, see `measure`. smooth: judge the
     model under that much Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input,
     images unless given. machine: where several processes share the work (then only rank 0 runs the battery). Raises
@@ -111,12 +118,17 @@ def evaluate(
     >>> evaluate(model, data, Linf(0.1), "fgsm").verdict in ("TRUSTED", "SUSPECT", "INVALID")
     True
     """
-    pairs = [(x, y) for x, y in batches if len(y)]
+    pairs = []
+    for batch in batches:
+        check_batch(batch)
+        pairs += [batch] if len(batch[1]) else []
     if not pairs:
         raise ValueError("there is nothing to evaluate: not one batch was given")
     modality = modality or find("images")
+    threat = modality.make_threat(threat) if isinstance(threat, str) else threat
     stages = modality.make_plan(attacks, threat) if isinstance(attacks, str) else list(attacks)
-    checked = preflight(model, *pairs[0], threat)
+    wanted = any(needs_grad(stage(threat)) for stage in stages)
+    checked = preflight(model, *pairs[0], threat, needs_grad=wanted)
     bound, no_certificate = _certificate(certify, modality, checked.model, threat, smooth)
     if smooth:
         checked = Preflight(SmoothedNet(checked.model, smooth), checked.findings)

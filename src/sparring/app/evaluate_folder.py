@@ -6,20 +6,23 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from sparring.adapters.files import runs_a_file
+from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
-from sparring.app.evaluate import evaluate
+from sparring.app.evaluate import CheckedEvaluation, evaluate
 from sparring.app.settings import EvaluationSettings
+from sparring.core.files import sole_writer
 from sparring.core.machine import find_machine
 from sparring.core.registry import parse
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
+from sparring.modalities.base import Dataset
 from sparring.results.schema import Results
 
 
@@ -68,7 +71,7 @@ def evaluate_folder(
     batches = dataset.batches(s.split, s.batch_size, s.num_examples)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
     keep = out / "parts"
-    digest = _sha256(subject.weights) if subject.weights else None
+    digest = _sha256(file_and_key(subject.weights)[0]) if subject.weights else None
     file = Path(parse(subject.architecture).name.rpartition(":")[0]).expanduser()
     code = _sha256(file) if file.suffix == ".py" and file.is_file() else None  # of a model of the user's own
     told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, code]
@@ -77,16 +80,26 @@ def evaluate_folder(
         smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, keep=keep,
         about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
-    try:
-        evaluation = run()
-    except OtherSettings:  # of an evaluation that is not wanted any more
-        if machine.rank == 0:  # the others wait for it at the start of the second call
-            clear(keep)
-        evaluation = run()
-    if machine.rank:
-        return None
+    with sole_writer(out) if machine.rank == 0 else nullcontext():
+        if machine.rank == 0 and (out / "results.json").exists():  # nobody shall take them for what is measured now
+            (out / "results.json").replace(out / "results.before.json")
+        try:
+            evaluation = run()
+        except OtherSettings:  # of an evaluation that is not wanted any more
+            if machine.rank == 0:  # the others wait for it at the start of the second call
+                clear(keep)
+            evaluation = run()
+        return None if machine.rank else _save(evaluation, subject, out, s, command, digest, dataset)
+
+
+def _save(
+    evaluation: CheckedEvaluation, subject: Subject, out: Path, s: EvaluationSettings, command: str | None,
+    digest: str | None, dataset: Dataset,
+) -> Results:  # fmt: skip
+    """Writes the folder; the kept batches are not needed any more."""
     results = evaluation.save(
-        out, name=s.name or subject.name, command=command, training=subject.training, device=str(machine.device),
+        out, name=s.name or subject.name, command=command, training=subject.training,
+        device=str(find_machine(s.device).device),
         model={
             "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),
             "weights": str(subject.weights) if subject.weights else None, "sha256": digest, "smooth": s.smooth,
@@ -97,7 +110,7 @@ def evaluate_folder(
         },
         caption=modality.caption and functools.partial(modality.caption, dataset, split=s.split, threat=threat),
     )  # fmt: skip
-    clear(keep)
+    clear(out / "parts")
     return results
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_NOTES = 0.25
 
@@ -97,7 +98,7 @@ def interrupts(say: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
         came.append(number)
         say("stopping after this step, saved; once more stops at once")
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, note) for number in STOPS}
     try:
         yield lambda: bool(came)
     finally:

@@ -182,6 +182,8 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not valid TOML ({error}); name it .json if it is JSON") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} should hold settings by name, like epochs = 10; got a {type(found).__name__}")
+    if str(found.get("schema", "")).startswith("sparring.run/") and isinstance(found.get("settings"), dict):
+        return found["settings"]  # the config.json of a run
     return found
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from sparring.adapters.files import load_weights, runs_a_file
 from sparring.app.settings import GENERAL, TrainingSettings
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
-from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
 from sparring.core.registry import Named, named, options_of, parse, text_of
 from sparring.core.types import take
@@ -32,6 +31,7 @@ from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.modalities import find, find_data, kind_of
 from sparring.modalities.base import Dataset, Modality
+from sparring.threats.inputs import check_inputs
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp, Ramped
 
@@ -87,7 +87,15 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
-    job, existed = _prepare(_completed(settings)), out.exists()
+    job = _prepare(_completed(settings))
+    with sole_writer(out):
+        return _start(job, out, observe)
+
+
+def _start(job: _Job, out: Path, observe: Observe | None) -> TrainingResult:
+    """The run from its beginning; a folder where nothing was learned is left as it was found."""
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run, which another process has just begun; choose another folder")
     config = RunConfig(
         schema="sparring.run/2", settings=job.settings, kind=job.data.kind, given=job.data.given,
         class_names=job.data.class_names, kept=tuple(job.data.kept),
@@ -98,12 +106,9 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     try:
         return _run(job, out, None, observe)
     except Exception:
-        if not (out / "checkpoint.pt").exists():  # nothing was learned: the folder is left as it was found
+        if not (out / "checkpoint.pt").exists():
             for name in ("config.json", *(f"{option}.txt" for option in job.data.kept)):
                 (out / name).unlink()
-            if not existed:
-                with suppress(OSError):
-                    out.rmdir()
         raise
 
 
@@ -114,17 +119,26 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
     `load`. Raises ValueError.
     """
     settings = read_config(out)
-    trusted(settings, out, asked, "data", "model", "threat", "recipe")
+    kinds = ("data", "model", "threat", "recipe")
+    trusted(settings, out, asked, *kinds)
+    for kind in kinds:  # before anything runs: the comparison below builds the recipe of the folder
+        text = str(getattr(settings, kind))
+        if runs_a_file(text) and asked[kind] != text:
+            raise ValueError(
+                f"{out} holds a run whose {kind} is {text}, and {asked[kind]} was named. Code runs only where its "
+                "caller named it: resume with that file, or start a run of your own in another folder"
+            )
     other = [key for key, value in asked.items() if settings_for({**settings.model_dump(), key: value}) != settings]
     if other:
         raise ValueError(
             f"{out} holds a run with other settings: {', '.join(other)} differ. Leave them out to go on with it, or "
             "choose another folder"
         )
-    state = _read_state(out / "checkpoint.pt")
-    start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
-    job = _prepare(start, data_text(out, settings.data))
-    return _run(job._replace(settings=settings), out, state, observe)
+    with sole_writer(out):
+        state = _read_state(out / "checkpoint.pt")
+        start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
+        job = _prepare(start, data_text(out, settings.data))
+        return _run(job._replace(settings=settings), out, state, observe)
 
 
 def read_config(run: Path) -> TrainingSettings:
@@ -241,6 +255,8 @@ def _prepare(settings: TrainingSettings, text: str = "") -> _Job:
     threat = modality.make_threat(settings.threat, data, model)
     if not math.isfinite(threat.radius):
         raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
+    for x, _ in data.batches("train", 1000):
+        check_inputs(x, threat)
     recipe = modality.named_recipe(settings.recipe)
     recipe(threat)
     return _Job(settings, data, modality, model, threat, recipe)

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparring.attacks.starts import check_inputs, check_logits, crafting
+from sparring.attacks.starts import crafting
 from sparring.core.geometry import per_example
-from sparring.core.model_state import attack_mode
+from sparring.core.model_state import Frozen, attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, TargetedDLR
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, labels_of, map_inputs, size, take
+from sparring.threats.inputs import check_kind
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Restarts:
         def again(number: int, rows: Tensor) -> Attacker:
             return self.attack if number == 0 else take(self.attack, rows)
 
+        check_kind(x)
         noise = noise or Noise.make(0, "attack", torch.arange(size(x)))
         return _worst("restarts", self.num, again, model, x, target, noise)
 
@@ -89,7 +91,6 @@ class EachTarget:
         """The classes (B, K), the likeliest wrong one first, the label last."""
         threat = part_of(self.attack, "threat")
         logits = model(threat.apply(x, threat.null(x)))
-        check_logits(logits, len(target), least=2)
         return logits.scatter(1, labels_of(target)[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
 
 
@@ -141,10 +142,13 @@ class Averaged:
             )
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        check_inputs(part_of(self.attack, "threat"), model, x)
         attack = seeking(self.attack, MeanOver(part_of(self.attack, "objective"), self.num))
         with attack_mode(model) as frozen:
-            result = attack(lambda v: torch.cat([frozen(v) for _ in range(self.num)], 1), x, target, noise=noise)
+
+            def looks(v: Any) -> Tensor:
+                return torch.cat([frozen(v) for _ in range(self.num)], 1)
+
+            result = attack(Frozen(looks) if isinstance(model, Frozen) else looks, x, target, noise=noise)
         return result._replace(cost=Cost(self.num * result.cost.forwards, self.num * result.cost.backwards))
 
 
@@ -208,14 +212,13 @@ class SmoothBackward:
             raise ValueError(f"slope must be above 0 and finite, it is that of the sigmoid; got {self.slope}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        check_inputs(part_of(self.attack, "threat"), model, x)
         with attack_mode(model) as frozen:
 
             def smoothed(v: Any) -> Tensor:
                 with _SmoothBackward(self.slope):
                     return frozen(v)
 
-            return self.attack(smoothed, x, target, noise=noise)
+            return self.attack(Frozen(smoothed) if isinstance(model, Frozen) else smoothed, x, target, noise=noise)
 
 
 def restarted(attack: Attacker, num: int) -> Attacker:

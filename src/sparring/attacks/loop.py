@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from sparring.attacks.starts import Start, check_logits, crafting, uniform
+from sparring.attacks.starts import Start, crafting, uniform
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, cross_entropy
@@ -79,13 +79,18 @@ class Attack:
     per_example: ClassVar[tuple[str, ...]] = ("threat", "objective", "start")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threat, ThreatModel):
+            raise TypeError(
+                f"got {self.threat!r} for the threat; an attack needs a threat model, such as Linf(8 / 255) or "
+                "make_threat('linf:8/255')"
+            )
         if self.num_steps < 0:
             raise ValueError(f"num_steps must not be negative; got {self.num_steps}")
         if self.keep not in get_args(Keep):
             raise ValueError(f"keep={self.keep!r}; expected one of {', '.join(get_args(Keep))}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        threat, num = self.threat, size(x)
+        threat = self.threat
         with crafting(threat, model, x, target, noise) as (frozen, x, target, noise):
             z = self.start(threat, x, noise)
             problem = Problem(threat, x, self.num_steps, noise)
@@ -97,6 +102,7 @@ class Attack:
                 z, state = self.rule.step(problem, z, seen, state, t)
             if self.keep != "last":
                 best = self._better(x, z, self._look(frozen, x, z, target, False), best)
+        num = size(x)
         backwards = num * self.num_steps * self.rule.needs_grad
         cost = Cost(num * (self.num_steps + (self.keep != "last")), backwards)
         z, loss, reached = (z, None, None) if best is None else (best[0], best[1].loss, best[1].reached)
@@ -112,7 +118,6 @@ class Attack:
         z = z.detach().requires_grad_(needs_grad)
         with torch.set_grad_enabled(needs_grad):
             logits = model(self.threat.apply(x, z))
-            check_logits(logits, len(target))
             loss = self.objective.score(logits, target)
         reachable = needs_grad and loss.requires_grad
         grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0] if reachable else None

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.around import restarted
-from sparring.attacks.starts import check_logits, crafting
+from sparring.attacks.starts import crafting
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
@@ -56,11 +56,10 @@ class Square:
             raise ValueError(f"expected num_queries >= 0 and 0 < p <= 1; got {self.num_queries} and {self.p}")
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"square changes windows of a tensor (B, *X); x is a {type(x).__name__}")
-        threat, num = self.threat, len(x)
+        threat = self.threat
         with crafting(threat, model, x, target, noise) as (frozen, x, target, noise):
-            label = labels_of(target)
+            assert isinstance(x, Tensor)  # a ball refuses others
+            num, label = len(x), labels_of(target)
             z = start(threat, x, noise)
             loss, hit = _look(frozen, threat, x, z, label)
             reached, rows, cost = hit.clone(), torch.arange(num, device=x.device), num
@@ -91,7 +90,6 @@ class Square:
 def _look(model: Model, threat: Any, x: Tensor, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """The margin (b,), not a number where a logit is not finite; and whether the label is lost (b,)."""
     logits = model(threat.realize(x, z))
-    check_logits(logits, len(label))
     finite = logits.isfinite().all(1)
     return margin.score(logits, label).where(finite, torch.nan), margin.reached(logits, label) & finite
 

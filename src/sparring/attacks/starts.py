@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from sparring.core.geometry import laid_out, per_example
-from sparring.core.model_state import aligned, attack_mode, private_rng
+from sparring.core.model_state import Frozen, aligned, attack_mode, private_rng
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size
 from sparring.threats.base import ThreatModel
+from sparring.threats.inputs import check_inputs, check_kind, check_labels
 
 Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool)
+_DIRECT_CALLS = itertools.count()
 _X = TypeVar("_X", bound=Inputs)
 
 
@@ -26,36 +30,39 @@ def crafting(
 ) -> Iterator[tuple[Model, _X, Tensor, Noise]]:
     """What every attack begins with: the model frozen (see `attack_mode`), x and target to keep, noise on their device.
 
-    Without noise that of seed 0 and the position in the batch is taken. Raises ValueError for a target that fits no
-    classifier, and as `check_inputs`.
+    Without noise that of seed 0 and the position in the batch is taken. Raises ValueError for what can be no batch, no
+    target or no logits of a classifier. A direct call, of what is not `Frozen`, also has its values looked at (the
+    threat's `complaints`, labels beyond the classes): always on the CPU, on a GPU, which would wait, now and then.
     """
-    num, device = size(x), device_of(x)
-    if target.ndim not in (1, 2) or len(target) != num or (target.ndim == 2) != target.is_floating_point():
+    check_kind(x)
+    direct = not isinstance(model, Frozen) and (device_of(x).type == "cpu" or next(_DIRECT_CALLS) % 100 == 0)
+    if direct and threat is not None:
+        check_inputs(x, threat)
+    num, device, labels = size(x), device_of(x), not (isinstance(target, Tensor) and target.is_floating_point())
+    if labels:
+        target = target.long() if isinstance(target, Tensor) and target.dtype in _WHOLE else target
+        check_labels(target, num, values=direct)
+    elif target.ndim != 2 or len(target) != num:
         raise ValueError(
             f"target has shape {tuple(target.shape)} and type {target.dtype} for {num} examples; "
             "expected integer labels (B,) or probabilities (B, K)"
         )
-    check_inputs(threat, model, x)
+
+    def first_look(logits: Tensor) -> None:
+        check_logits(logits, num)
+        if direct and labels:
+            check_labels(target, num, logits.shape[1])
+
     noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
     with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
         kept: Any = map_inputs(aligned, plain(x))
-        yield frozen, kept, target.detach().clone(), noise
+        yield Frozen(frozen.model, first_look), kept, target.detach().clone(), noise
 
 
-def check_inputs(threat: Any, model: Model, x: Inputs) -> None:
-    """Raises ValueError in the threat's words where a direct call has inputs outside its domain.
-
-    Direct: of a Module, on the CPU. Recipes and evaluations hand over a function and look themselves; a GPU would wait.
-    """
-    direct = isinstance(model, torch.nn.Module) and device_of(x).type == "cpu"
-    if direct and isinstance(threat, ThreatModel) and (complaints := threat.complaints(x)):
-        raise ValueError(complaints[0])
-
-
-def check_logits(logits: Tensor, num: int, least: int = 1) -> None:
-    """Raises ValueError for what are no logits (B, K) of `num` examples and at least that many classes."""
-    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < least:
-        needs = "an attack needs logits (B, K)" + (f", K at least {least}" if least > 1 else "")
+def check_logits(logits: Tensor, num: int) -> None:
+    """Raises ValueError for what are no logits (B, K) of `num` examples and at least two classes."""
+    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < 2:
+        needs = "an attack needs logits (B, K), K at least 2"
         raise ValueError(f"the model returned shape {tuple(logits.shape)} for {num} examples; {needs}")
 
 

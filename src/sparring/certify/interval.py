@@ -45,10 +45,12 @@ class _Region:
     per_example: ClassVar[tuple[str, ...]] = ("low", "high", "ball")
 
 
-def find_interval_bound(model: nn.Module, threat: Any) -> tuple[Callable[..., Tensor] | None, str]:
+def find_interval_bound(model: Any, threat: Any) -> tuple[Callable[..., Tensor] | None, str]:
     """`interval_margin` and "" where it can bound this model under this threat, else None and why it cannot."""
     if type(threat) not in ORDERS:
         return None, "interval bounds know Linf, L2 and L1 balls only"
+    if not isinstance(model, nn.Module):
+        return None, f"interval bounds go through the layers of a torch.nn.Module; this is a {type(model).__name__}"
     if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):
         return None, "interval bounds need weights of float32 or float64"
     unknown = rules.supported(model)

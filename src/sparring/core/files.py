@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +42,33 @@ def _ended(process: str) -> bool:
     except OSError as error:
         return isinstance(error, ProcessLookupError)
     return False
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process; raises ValueError while another process holds it.
+
+    The hold ends with the process, however that ends. A folder that was made for this and got nothing is deleted.
+    """
+    from filelock import FileLock, Timeout
+
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use: another process writes there. Wait until it has ended, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held: who waits for the old file sees that it is gone
+        lock.release()
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

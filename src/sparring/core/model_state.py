@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparring.core.types import Model
+from sparring.core.types import Model, logits_of, map_inputs
 
 CraftMode = Literal["eval", "train", "keep"]
 """What BatchNorm and dropout do while crafting. "eval": running statistics, no dropout (Pang 2021: at least as good
@@ -19,13 +19,30 @@ as "train", and the examples stay independent). "train": batch statistics and dr
 back afterwards. "keep": whatever mode each submodule is in."""
 
 
+class Frozen:
+    """A model as a plain function: it is shown copies, so that it cannot write into what it is given.
+
+    Returns the logits of whatever it returns; `first_look`, if there is one, sees the first of them.
+    """
+
+    def __init__(self, model: Model, first_look: Callable[[Tensor], None] | None = None) -> None:
+        self.model, self.first_look = model, first_look
+
+    def __call__(self, x: Any) -> Tensor:
+        logits = logits_of(self.model(map_inputs(torch.clone, x) if isinstance(x, Tensor | Mapping) else x))
+        if self.first_look:
+            self.first_look(logits)
+            self.first_look = None
+        return logits
+
+
 @contextmanager
-def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
+def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Frozen]:
     """Yields the model as a plain function with the mode set and no weight gradients; all is restored at the end.
 
     Restored, also when the body raises: every submodule's training flag, every parameter's `requires_grad`, and
-    (in the modes that may change them) the buffers. Anything that is not an `nn.Module` passes through. The yielded
-    function is no Module, so an attack called inside keeps this mode instead of setting its own.
+    (in the modes that may change them) the buffers; of what is no `nn.Module` nothing is touched. The yielded function
+    is no Module, so an attack called inside keeps this mode instead of setting its own. See `Frozen`.
 
     >>> with attack_mode(nn.Dropout(0.9), "train") as frozen:
     ...     _ = frozen(torch.ones(2, 3))
@@ -33,7 +50,7 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
     if mode not in ("eval", "train", "keep"):
         raise ValueError(f"mode while crafting: got {mode!r}, expected 'eval', 'train' or 'keep'")
     if not isinstance(model, nn.Module):
-        yield model
+        yield model if isinstance(model, Frozen) else Frozen(model)
         return
     flags = [(module, module.training) for module in model.modules()]
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -44,7 +61,7 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Model]:
         for p in learning:
             p.requires_grad_(False)
         with aligned_weights(model):
-            yield lambda x: model(x)
+            yield Frozen(model)
     finally:
         for module, flag in flags:
             module.training = flag

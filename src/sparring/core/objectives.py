@@ -69,8 +69,9 @@ class DLR(Objective):
 class TargetedDLR(Objective):
     """(logit_wanted - logit_y) / (largest - mean of third and fourth largest logit); any wrong class will do.
 
-    `wanted`: classes (B,), towards which the score pulls. Source: Croce and Hein 2020, eq. 7. With 3 classes the third
-    logit stands for the mean; with 2 the score is the margin.
+    `wanted`: classes (B,), towards which the score pulls. Source: Croce and Hein 2020, eq. 7. It needs four classes:
+    with three, the numerator is the denominator where the wanted class comes last, and so has no gradient there; with
+    fewer than four the score is logit_wanted - logit_y.
     """
 
     wanted: Tensor
@@ -78,7 +79,8 @@ class TargetedDLR(Objective):
 
     def score(self, logits: Tensor, target: Tensor) -> Tensor:
         wanted, own = self.wanted.to(logits.device)[:, None], labels_of(target)[:, None]
-        return (logits.gather(1, wanted) - logits.gather(1, own))[:, 0] / _spread(logits, last=4)
+        gap = (logits.gather(1, wanted) - logits.gather(1, own))[:, 0]
+        return gap if logits.shape[1] < 4 else gap / _spread(logits, last=4)
 
 
 def _spread(logits: Tensor, last: int) -> Tensor | float:

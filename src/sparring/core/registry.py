@@ -239,7 +239,7 @@ def _run(path: Path, about: str) -> types.ModuleType:
     module = sys.modules[private] = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[private]
         hint = f"; files beside it are found with PYTHONPATH={path.parent}" if isinstance(error, ImportError) else ""
         raise ValueError(f"{about}: {path} does not run: {type(error).__name__}: {error}{hint}") from error

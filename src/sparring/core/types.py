@@ -95,6 +95,23 @@ def plain(x: Inputs) -> Inputs:
     return map_inputs(lambda t: t.detach().clone() if t.is_inference() else t.detach(), x)
 
 
+def logits_of(out: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or an output's `logits` (Hugging Face). TypeError without any.
+
+    >>> logits_of({"loss": None, "logits": torch.zeros(2, 3)}).shape
+    torch.Size([2, 3])
+    """
+    found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", out)
+    if isinstance(found, Tensor):
+        return found
+    parts = f" of {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
+    key = f"[{next(iter(out))!r}]" if isinstance(out, Mapping) and out else "[0]"
+    raise TypeError(
+        f"the model returns a {type(out).__name__}{parts}; expected a tensor of logits (B, K), or an output that has "
+        f"logits. Wrap it, such as lambda x: model(x){key}"
+    )
+
+
 def device_of(x: Inputs) -> torch.device:
     """The device a batch lives on."""
     return (x if isinstance(x, Tensor) else next(iter(x.values()))).device

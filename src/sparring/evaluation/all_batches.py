@@ -16,7 +16,7 @@ from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size
 from sparring.evaluation.fingerprint import digest
 from sparring.evaluation.kept import BatchKey, Kept
 from sparring.evaluation.one_batch import AttackRecord, Batch, BatchOutcome, BatchPlan, Measuring, stacked
-from sparring.evaluation.preflight import check_data
+from sparring.threats.inputs import PreflightError, check_batch, check_inputs
 
 
 class Progress(NamedTuple):
@@ -47,13 +47,21 @@ class AllBatches:
         self.num_kept, self.num_fresh, self.done, self.cost = len(there), 0, 0, Cost()
         self.planned = sum(machine.mine(number) for number in {*range(batches or 0)} - {*there})
 
-    def run(self, model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> BatchOutcome:
+    def run(self, model: Model, batches: Iterable[Any]) -> BatchOutcome:
         """The whole, of all processes. Raises RuntimeError where they saw other batches, or one of them ended."""
         seen: list[str] = []
         own: list[tuple[int, BatchOutcome]] = []
         room = self.plan.gallery_size
-        for x, y in batches:
-            number = len(seen)
+        types = None
+        for batch in batches:
+            check_batch(batch)
+            (x, y), number = batch, len(seen)
+            types = types or _types(x)
+            if _types(x) != types:
+                raise PreflightError(
+                    f"batch {number}: inputs are {_types(x)}, as those of the first batch were {types}; expected one "
+                    "type, since a model computes otherwise in another"
+                )
             if number and not size(x):
                 continue
             key = BatchKey(number, self.done, digest(x, y) if self.kept or self.machine.world > 1 else "")
@@ -81,7 +89,7 @@ class AllBatches:
     def _compute(self, key: BatchKey, model: Model, x: Inputs, y: Tensor) -> BatchOutcome:
         index = torch.arange(key.first, key.first + size(x), device=device_of(x))
         x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
-        check_data(x, take(self.plan.threat, index))
+        check_inputs(x, take(self.plan.threat, index))
         outcome = Measuring(Batch(model, x, y.to(device_of(x)), index), self.plan, self._tell).run()
         if self.kept:
             self.kept.write(key, outcome)
@@ -101,6 +109,11 @@ def count_batches(batches: Any) -> int | None:
     with suppress(TypeError):
         return len(batches)
     return None
+
+
+def _types(x: Inputs) -> str:
+    """The type of the inputs, in words."""
+    return str(x.dtype) if isinstance(x, Tensor) else ", ".join(f"{name} {t.dtype}" for name, t in x.items())
 
 
 def merge(outcomes: Sequence[BatchOutcome], gallery_size: int) -> BatchOutcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,7 @@ from sparring.results.findings import Finding
 from sparring.results.schema import Metric
 from sparring.results.statistics import wilson
 from sparring.threats.base import ThreatModel
+from sparring.threats.inputs import check_batch
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
@@ -33,7 +35,7 @@ Metrics = Callable[[Mapping[str, Tensor]], dict[str, Metric]]
 """The table of examples -> what is measured on it, by name."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """Verdicts per example and what they add up to.
 
@@ -63,6 +65,26 @@ class Evaluation:
     findings: list[Finding]
     cost: Cost
     seconds: float
+
+    def __repr__(self) -> str:
+        """What was found, in a few lines."""
+        return "\n".join(f"{name + ':':<18} {told}" for name, told in self.told().items())
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = (f"<tr><th>{escape(name)}</th><td>{escape(told)}</td></tr>" for name, told in self.told().items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def told(self) -> dict[str, str]:
+        """What was found, in words, by name."""
+        found = {
+            name.replace("_", " "): f"{metric.value:.1%} (95 % interval {metric.low:.1%} to {metric.high:.1%})"
+            for name, metric in self.metrics.items()
+        }
+        attacks = ", ".join(dict.fromkeys(attack.name for attack in self.attacks))
+        how = f"{self.threat.text()}, {attacks}; n = {self.robust.n}, seed {self.seed}"
+        told = ", ".join(f"{finding.name} ({finding.level})" for finding in self.findings)
+        return {"measured": how, **found, "findings": told or "none"}
 
     @property
     def clean(self) -> Metric:
@@ -150,6 +172,7 @@ def measure(
     if first is None:
         raise ValueError("there is nothing to evaluate: not one batch was given")
     wanted = any(needs_grad(step.make(threat)) for step in (*plan.steps, *plan.curve_steps * bool(plan.factors)))
+    check_batch(first)
     checked = model if isinstance(model, Preflight) else preflight(model, *first, threat, needs_grad=wanted)
     total = walk.run(checked.model, chain([first], rest))
     return _evaluation(plan, total, checked, metrics)

@@ -22,8 +22,8 @@ from sparring.core.objectives import margin
 from sparring.core.registry import name_of
 from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, device_of, map_inputs, take
 from sparring.evaluation.fingerprint import describe
-from sparring.evaluation.preflight import check_labels
 from sparring.threats.base import ThreatModel, inside
+from sparring.threats.inputs import check_labels
 
 MakeAttack = Callable[[ThreatModel], Attacker]
 Tell = Callable[[int, str, Cost], None]
@@ -260,12 +260,12 @@ class Measuring:
         batch = self.batch
         self._say("clean inputs")
         logits = predict(batch.model, batch.x, self.plan.seed + int(batch.number[0]))
-        check_labels(batch.y, logits)
+        check_labels(batch.y, *logits.shape)
         self.cost = self.cost.plus(Cost(forwards=len(batch.y)))
         # of a margin that is almost nothing no share can be told: such an example counts as near the boundary
         spread = logits.amax(1) - logits.amin(1)
         self.clean_margin = torch.maximum(-margin.score(logits, batch.y), 0.01 * spread)
-        confidence, prediction = logits.softmax(1).max(1)
+        prediction, confidence = predicted(logits)
         robust = (prediction == batch.y) & logits.isfinite().all(1)
         self.table = {
             "index": batch.number, "label": batch.y, "clean_prediction": prediction, "clean_confidence": confidence,
@@ -288,7 +288,7 @@ class Measuring:
             attacked = attacked & ~table["certified"]
         hit, found, record = self._attempt(step, attacked.nonzero()[:, 0], table["margin_left"])
         if found and len(hit):
-            confidence, prediction = found.logits[found.broke].softmax(1).max(1)
+            prediction, confidence = predicted(found.logits[found.broke])
             table["robust"][hit] = False
             table["broken_by"][hit] = step.number
             table["adversarial_prediction"][hit] = prediction
@@ -349,6 +349,12 @@ class Measuring:
 def _columns(name: str, value: Inputs) -> dict[str, Tensor]:
     """A tensor by `name`, or named tensors by NAME/THEIRS."""
     return {name: value} if isinstance(value, Tensor) else {f"{name}/{key}": tensor for key, tensor in value.items()}
+
+
+def predicted(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Prediction and its probability, each (B,)."""
+    prediction = logits.argmax(1)  # not of the softmax, where small logits are equal once rounded
+    return prediction, logits.softmax(1).gather(1, prediction[:, None])[:, 0]
 
 
 def stacked(pieces: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: B examples, K classes. What can be handled is handled and told in a Find
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +15,7 @@ from sparring.core.objectives import cross_entropy, margin
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size, take
 from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
-
-
-class PreflightError(ValueError):
-    """The model or the data cannot be attacked in a way that would mean anything."""
+from sparring.threats.inputs import PreflightError, check_inputs, check_kind, check_labels, check_output
 
 
 class Preflight(NamedTuple):
@@ -43,16 +39,18 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_
     >>> [f.name for f in preflight(softmax, torch.rand(8, 4), torch.arange(8) % 3, Linf(0.1)).findings]
     ['probabilities']
     """
-    _check_kind(x)
+    check_kind(x)
+    if size(x) == 0:
+        raise PreflightError("the first batch is empty: there is nothing to attack")
     x, threat = map_inputs(aligned, plain(x)), take(threat, torch.arange(size(x)))
-    check_data(x, threat)
-    findings = _train_mode(model)
+    check_inputs(x, threat)
+    findings = _train_mode(model) + _all_allowed(threat)
     first, second = _two_looks(model, x, threat)
     if first.ndim == 1:
         findings += _one_logit(y, first)
         model = TwoLogits(model, _is_probability(first))
         first, second = _two_looks(model, x, threat)
-    check_labels(y, first)
+    check_labels(y, *first.shape)
     findings += _randomness(model, x, threat, first, second)
     if told := _probabilities(first):
         model = LogProbabilities(model)
@@ -60,26 +58,6 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.enable_grad():
         findings += _gradients(frozen, x, y.to(device_of(x)), threat, needs_grad)
     return Preflight(model, tuple(findings))
-
-
-def _check_kind(x: Any) -> None:
-    if not isinstance(x, (Tensor, Mapping)):
-        raise PreflightError(f"inputs are a {type(x).__name__}; expected a tensor (B, *X), or named tensors")
-    if size(x) == 0:
-        raise PreflightError("the first batch is empty: there is nothing to attack")
-    if isinstance(x, Tensor) and x.ndim < 2:
-        raise PreflightError(f"inputs are {tuple(x.shape)}; expected a batch (B, *X): x[None] makes one of one example")
-    if isinstance(x, Tensor) and not x.is_floating_point():
-        raise PreflightError(
-            f"inputs are {x.dtype}; expected floats, for a gradient is taken with respect to them: "
-            "give images as x.float() / 255"
-        )
-
-
-def check_data(x: Inputs, threat: ThreatModel) -> None:
-    """Raises PreflightError for inputs that are not finite or lie outside the threat's valid domain."""
-    if complaints := threat.complaints(x):
-        raise PreflightError(complaints[0])
 
 
 def _two_looks(model: Model, x: Inputs, threat: ThreatModel) -> tuple[Tensor, Tensor]:
@@ -96,31 +74,7 @@ def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) 
         out = model(seen)
     except Exception as error:
         raise PreflightError(f"the model fails on inputs {given}: {type(error).__name__}: {error}") from error
-    if not isinstance(out, Tensor):
-        key = ".logits" if hasattr(out, "logits") else "['logits']" if isinstance(out, Mapping) else "[0]"
-        raise PreflightError(
-            f"the model returns a {type(out).__name__}, expected a tensor of logits (B, K); wrap it, such as "
-            f"lambda x: model(x){key}"
-        )
-    num, shape = size(x), tuple(out.shape)
-    if out.ndim > 2:
-        raise PreflightError(
-            f"the model returns {shape}, expected logits (B, K) = ({num}, K). Segmentation and detection are out of "
-            "scope: one label for each input is what an attack takes away"
-        )
-    one_number = shape in ((num,), (num, 1)) and out.is_floating_point()
-    out = out.reshape(num, 1) if one_number else out
-    if out.ndim != 2 or len(out) != num or not out.is_floating_point():
-        raise PreflightError(
-            f"the model returns {out.dtype} {shape} for {num} inputs, expected float logits (B, K) = ({num}, K): one "
-            "row for each input, before any argmax"
-        )
-    if not bool(out.isfinite().all()):
-        bad = int((~out.isfinite()).any(1).sum())
-        raise PreflightError(
-            f"the model returns NaN or infinite logits for {bad} of {num} inputs; nothing can be judged"
-        )
-    return out[:, 0] if one_number else out
+    return check_output(out, size(x))
 
 
 def _one_logit(y: Any, one: Tensor) -> list[Finding]:
@@ -142,27 +96,14 @@ def _one_logit(y: Any, one: Tensor) -> list[Finding]:
     return [Finding("one_logit", told, level="suspect", next_step="Return two logits, or leave out the sigmoid.")]
 
 
-def check_labels(y: Any, logits: Tensor) -> None:
-    """Raises PreflightError for labels that are not class numbers of these logits."""
-    num, num_classes = logits.shape
-    expected = f"expected class numbers (B,) = ({num},), int64, from 0 to {num_classes - 1}"
-    if not isinstance(y, Tensor):
-        raise PreflightError(f"labels are a {type(y).__name__}; {expected}: torch.as_tensor(y)")
-    got = f"labels are {y.dtype} {tuple(y.shape)}; {expected}"
-    if y.ndim == 2 and y.shape[1] > 1:
-        one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
-        raise PreflightError(got + (": y.argmax(1)" if one_hot else ". Multi-label and soft targets are out of scope"))
-    if y.ndim != 1 or len(y) != num:
-        raise PreflightError(got + (": y.squeeze(1)" if y.shape == (num, 1) else ""))
-    if y.dtype != torch.int64:
-        whole = not y.is_floating_point() or bool((y == y.floor()).all())
-        raise PreflightError(got + (": y.long()" if whole else ". Regression targets are out of scope"))
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-        hint = ". They seem to count from 1: give y - 1" if low >= 1 and high == num_classes else ""
-        raise PreflightError(
-            f"labels go from {low} to {high}, but the model has {num_classes} classes; {expected}{hint}"
-        )
+def _all_allowed(threat: ThreatModel) -> list[Finding]:
+    if not getattr(threat, "allows_everything", False):
+        return []
+    sentence = (
+        f"With the radius {threat.radius} every input may become any other, so that no model can be robust and the "
+        "number says nothing about this one."
+    )
+    return [Finding("all_allowed", sentence, {}, "invalid", "Give the radius in the unit of the inputs: 8/255, not 8.")]
 
 
 def _train_mode(model: Model) -> list[Finding]:

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from sparring.core.registry import named, parse
+from sparring.core.registry import Spec, named, parse
 from sparring.modalities.base import Dataset, Modality
 
 MODALITIES: dict[str, str] = {
@@ -46,10 +46,17 @@ def load_data(text: str) -> Dataset:
     return find_data(text).data
 
 
-@functools.lru_cache(maxsize=1)
 def find_data(text: str) -> Loaded:
-    """`load_data`, with the kind of input, and how it was found."""
-    spec, taken = parse(text), ""
+    """`load_data`, with the kind of input, and how it was found; what was read last is kept while it is the same."""
+    spec = parse(text)
+    name = spec.value if spec.value and spec.name in MODALITIES else spec.name
+    place = Path(name.rpartition(":")[0] if ".py:" in name else name).expanduser()
+    return _read(spec, (place.stat().st_mtime_ns, place.stat().st_size) if place.exists() else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(spec: Spec, stamp: tuple[int, int] | None) -> Loaded:
+    text, taken = spec.text, ""
     if ".py:" in spec.name:
         data = named(spec, {}, "data", given=())()
         if not isinstance(data, Dataset):

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparring.core import geometry
 from sparring.core.noise import Noise
 from sparring.core.registry import text_of
+from sparring.core.types import Inputs
 from sparring.threats.base import ThreatModel
 
 
@@ -46,6 +47,10 @@ class Ball(ThreatModel):
             raise ValueError(f"radius must not be negative, in input units such as 8/255; got {got}")
         if isinstance(self.radius, Tensor) and self.radius.ndim > 1:
             raise ValueError(f"radius must be a number or (B,); got shape {tuple(self.radius.shape)}")
+        for name in ("radius", "low", "high", "mask"):  # arrays and lists
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float | Tensor):
+                object.__setattr__(self, name, torch.as_tensor(value))
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, (1, *X) or (B, *X); got {self.mask.dtype}")
 
@@ -66,6 +71,12 @@ class Ball(ThreatModel):
         """A uniform draw from the ball of radius 1."""
 
     def null(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            kind = type(self).__name__
+            raise ValueError(
+                f"{kind} changes one tensor (B, *X), and these inputs are {', '.join(x)}. Say which one may change, as "
+                f"in Lens({kind}(...), {next(iter(x))!r}); the others then stay as they are"
+            )
         return torch.zeros_like(x)
 
     def sample(self, x: Tensor, noise: Noise) -> Tensor:
@@ -84,8 +95,8 @@ class Ball(ThreatModel):
         if self.low is None and self.high is None:
             return z
         # the room left in the box, not clip(x + z) - x: rounding of large x would push z out of its ball
-        room = [None if side is None else side - x for side in (self.low, self.high)]
-        return z.clamp_(room[0], room[1])
+        low, high = (None if side is None else side - x for side in self._limits(x))
+        return z.clamp_(low, high)
 
     def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
         return self._steepest(self._masked(grad))
@@ -102,9 +113,18 @@ class Ball(ThreatModel):
     def room(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.low is None and self.high is None and self.mask is None:
             return None
-        low = torch.full_like(x, -math.inf) if self.low is None else self.low - x
-        high = torch.full_like(x, math.inf) if self.high is None else self.high - x
+        low, high = self._limits(x)
+        low = torch.full_like(x, -math.inf) if low is None else low - x
+        high = torch.full_like(x, math.inf) if high is None else high - x
         return (low, high) if self.mask is None else (low.where(self.mask, 0), high.where(self.mask, 0))
+
+    def complaints(self, x: Inputs) -> list[str]:
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            return [
+                f"inputs are {x.dtype}; expected floats, for a gradient is taken with respect to them: give images as "
+                "x.float() / 255"
+            ]
+        return super().complaints(x)
 
     def describe(self) -> str:
         radius = torch.as_tensor(self.radius)
@@ -148,8 +168,13 @@ class Ball(ThreatModel):
 
     def _clip(self, v: Tensor) -> Tensor:
         """Into the box, in place."""
-        v = v if self.low is None else v.clamp_(min=self.low)
-        return v if self.high is None else v.clamp_(max=self.high)
+        low, high = self._limits(v)
+        v = v if low is None else v.clamp_(min=low)
+        return v if high is None else v.clamp_(max=high)
+
+    def _limits(self, like: Tensor) -> tuple[Any, Any]:
+        """The ends of the box, in the type of the inputs: limits of float64 would make float64 of them."""
+        return tuple(side.to(like) if isinstance(side, Tensor) else side for side in (self.low, self.high))  # type: ignore[return-value]
 
     def _masked(self, z: Tensor) -> Tensor:
         if self.mask is not None and self.mask.ndim != z.ndim:
@@ -179,6 +204,16 @@ class Linf(Ball):
 
     def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
         return geometry.uniform_linf(noise, like)
+
+
+    @property
+    def allows_everything(self) -> bool:
+        """Whether a finite radius is as wide as the box, so that any input may become any other."""
+        if self.mask is not None or self.low is None or self.high is None:
+            return False
+        width = torch.as_tensor(self.high) - torch.as_tensor(self.low)
+        radius = torch.as_tensor(self.radius)
+        return bool((width.max() <= radius.min()) & radius.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -223,8 +258,8 @@ class L1(Ball):
     words: ClassVar[str] = "The absolute changes of all entries add up to at most {}"
 
     def project(self, x: Tensor, z: Tensor) -> Tensor:
-        room = [None if side is None else side - x for side in (self.low, self.high)]
-        return geometry.project_l1_box(self._masked(z), self.radius, room[0], room[1])
+        low, high = (None if side is None else side - x for side in self._limits(x))
+        return geometry.project_l1_box(self._masked(z), self.radius, low, high)
 
     def _norm(self, z: Tensor) -> Tensor:
         return geometry.l1_norm(z)

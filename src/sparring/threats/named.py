@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,8 @@ from sparring.threats.base import ThreatModel
 
 def linf(radius: float, *, box: tuple[float, float] | None = (0.0, 1.0)) -> Ball:
     """Every entry may change by at most the radius, within the box of valid values."""
-    ball, width = _ball(Linf, radius, box), math.inf if box is None else box[1] - box[0]
-    if width <= radius < math.inf:
+    ball = _ball(Linf, radius, box)
+    if isinstance(ball, Linf) and ball.allows_everything:
         hint = f"; did you mean linf:{radius:g}/255?" if radius == round(radius) else ""
         raise ValueError(f"with this radius every input may become any other{hint}")
     return ball

@@ -19,6 +19,7 @@ from sparring.core.machine import Machine
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
+from sparring.threats.inputs import check_batch
 from sparring.training.guard import Guard, NonFinite, Rollback, Stop, first_trouble, wide, with_recipe_options
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule
@@ -224,6 +225,7 @@ def train(
             started = time.monotonic()
             model.train()
             for batch in _rest_of_epoch(batches, state):
+                check_batch(batch)
                 x, y = machine.place(dict(enumerate(batch))).values() if machine else batch
                 current = _at_progress(state, recipe, schedule, rates)
                 _step(state, current, map_inputs(aligned, x), aligned(y), seed)
@@ -280,7 +282,15 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int)
     """One step of the optimizer. Nothing here waits for the device."""
     rows = torch.arange(state.seen, state.seen + size(x))
     noise = Noise.make(seed, f"train/{state.epoch}", rows).to(device_of(x))
-    found = recipe(state.model, x, y, noise=noise)
+    try:
+        found = recipe(state.model, x, y, noise=noise)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch {state.batch + 1} of epoch {state.epoch + 1} holds one example, and BatchNorm needs more: "
+            "let the loader leave it out, DataLoader(..., drop_last=True), or choose another batch size"
+        ) from error
     loss, figures = found if isinstance(found, tuple) else (found, {})
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -20,8 +20,9 @@ from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode, attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import kl
-from sparring.core.types import Attacker, AttackResult, Inputs, Model, map_inputs, size, take
+from sparring.core.types import Attacker, AttackResult, Inputs, Model, logits_of, map_inputs, size, take
 from sparring.threats.base import ThreatModel
+from sparring.threats.inputs import check_inputs, check_kind, check_labels
 
 TrainOn = Literal["realized", "applied"]
 """What the loss is computed on. "realized": the attacked inputs as they are judged and saved. "applied": what the model
@@ -51,7 +52,7 @@ class Standard:
     label_smoothing: float = 0.0
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        return F.cross_entropy(model(x), y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits_of(model(x)), y, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,23 @@ class Crafting:
     label_smoothing: float = 0.0
     craft_mode: CraftMode = "eval"
     train_on: TrainOn = "realized"
+    calls: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+    """How often it was called, which `at` and `take` hand on."""
 
     def __post_init__(self) -> None:
         if self.train_on not in get_args(TrainOn):
             raise ValueError(f"train_on={self.train_on!r}; expected one of {', '.join(get_args(TrainOn))}")
         if self.train_on == "applied" and part_of(self.attack, "threat") is None:
             raise ValueError('train_on="applied" needs an attack with a `threat`; this one is a plain function')
+
+    def _check(self, x: Inputs, y: Tensor) -> None:
+        """Refuses what `evaluate` refuses, in its words: at the first batch and every hundredth; a GPU would wait."""
+        check_kind(x)
+        self.calls[0] += 1
+        if self.calls[0] % 100 == 1:
+            if (threat := part_of(self.attack, "threat")) is not None:
+                check_inputs(x, threat)
+            check_labels(y, size(x))
 
     def _crafted(self, x: Inputs, result: AttackResult, threat: ThreatModel | None) -> Inputs:
         """What is trained on of an attack's result."""
@@ -90,6 +102,7 @@ class Mixed(Crafting):
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """The batch to train on, without a graph."""
+        self._check(x, y)
         num, device = max(1, round(self.share * size(x))), y.device
         noise = Noise.from_torch(size(x)) if noise is None else noise
         some, others = torch.arange(num, device=device), torch.arange(num, size(x), device=device)
@@ -107,7 +120,7 @@ class Mixed(Crafting):
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
         crafted = self.craft(model, x, y, noise=noise)
-        return F.cross_entropy(model(crafted), y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits_of(model(crafted)), y, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +134,7 @@ class Trades(Crafting):
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """Inputs whose predictions are far from those on x; labels play no part."""
+        self._check(x, y)
         noise = Noise.from_torch(size(x)) if noise is None else noise
         with attack_mode(model, self.craft_mode) as frozen:
             with torch.no_grad():
@@ -130,7 +144,7 @@ class Trades(Crafting):
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
         x_adv = self.craft(model, x, y, noise=noise)
-        logits, log_q = model(x), model(x_adv).log_softmax(1)
+        logits, log_q = logits_of(model(x)), logits_of(model(x_adv)).log_softmax(1)
         log_p = logits.log_softmax(1)
         disagreement = (log_p.exp() * (log_p - log_q)).sum(1).mean()
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing) + self.beta * disagreement

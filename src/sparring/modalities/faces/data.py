@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sparring.modalities.base import Dataset
-from sparring.modalities.images.data import as_pixels, decode_images, read_table, scale
+from sparring.modalities.images.data import as_pixels, scale
+from sparring.modalities.images.folders import decode_images, read_table
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 HELD_PAIRS = 100  # of one kind, of the persons held out: they are attacked after every epoch
