@@ -150,7 +150,9 @@ def test_class_folders(tmp_path: Path) -> None:
     assert load_data(f"{tmp_path / 'both'},size=4").shape == (3, 4, 4)
     for label in ("dog", "cat"):
         _pictures(tmp_path / "alone" / label, 10)
-    data = load_data(str(tmp_path / "alone"))
+    with pytest.raises(ValueError, match=r"say images:.* or faces:"):
+        load_data(str(tmp_path / "alone"))
+    data = load_data(f"images:{tmp_path / 'alone'}")
     assert (len(data.y_train), len(data.y_test)) == (16, 4) and data.y_test.tolist() == [0, 0, 1, 1]
 
 

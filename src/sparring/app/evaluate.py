@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,8 @@ from sparring.threats.base import ThreatModel
 from sparring.threats.inputs import check_batch
 
 COSTLY = ("fab", "fab-t", "square")
+FEWEST_FOR_GUESSING = 30
+"""Examples below which a recall near chance is told to nobody: it may be chance itself."""
 
 
 @dataclass(repr=False)
@@ -118,13 +121,7 @@ def evaluate(
     >>> evaluate(model, data, Linf(0.1), "fgsm").verdict in ("TRUSTED", "SUSPECT", "INVALID")
     True
     """
-    pairs = []
-    for batch in batches:
-        check_batch(batch)
-        pairs += [batch] if len(batch[1]) else []
-    if not pairs:
-        raise ValueError("there is nothing to evaluate: not one batch was given")
-    modality = modality or find("images")
+    pairs, modality = _pairs(batches), modality or find("images")
     threat = modality.make_threat(threat) if isinstance(threat, str) else threat
     stages = modality.make_plan(attacks, threat) if isinstance(attacks, str) else list(attacks)
     wanted = any(needs_grad(stage(threat)) for stage in stages)
@@ -139,16 +136,50 @@ def evaluate(
     names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
     evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)
     if machine.rank == 0:
-        label = evaluation.table["label"]
-        seen = len(label.unique())
-        if seen < len(names):
-            sentence = f"Only {seen} of {len(names)} classes occur in the {len(label)} examples that were tried."
-            evaluation.findings.append(Finding("missing classes", sentence, {"seen": seen}))
+        evaluation.findings += [*_missing_classes(evaluation, len(names)), *_guessing(evaluation)]
         if checks:
             if observe:
-                observe(Progress(len(label), len(pairs), 0, found.cost, "checks", 1.0))
+                observe(Progress(evaluation.robust.n, len(pairs), 0, found.cost, "checks", 1.0))
             _check(evaluation, checked.model if smooth else model, pairs)
     return evaluation
+
+
+def _pairs(batches: Iterable[Any]) -> list[tuple[Inputs, Tensor]]:
+    """All batches but the empty ones; ValueError for none, and for what is no (x, y)."""
+    pairs = []
+    for batch in batches:
+        check_batch(batch)
+        pairs += [batch] if len(batch[1]) else []
+    if not pairs:
+        raise ValueError("there is nothing to evaluate: not one batch was given")
+    return pairs
+
+
+def _missing_classes(evaluation: Evaluation, num_classes: int) -> list[Finding]:
+    label = evaluation.table["label"]
+    seen = len(label.unique())
+    sentence = f"Only {seen} of {num_classes} classes occur in the {len(label)} examples that were tried."
+    return [Finding("missing classes", sentence, {"seen": seen})] if seen < num_classes else []
+
+
+def _guessing(evaluation: Evaluation) -> list[Finding]:
+    """Whether the mean recall of the classes is what a constant answer, or dice, would get.
+
+    That is 1 / K whatever the shares of the K classes; told where the mean lies less than two standard errors above.
+    """
+    label, correct = evaluation.table["label"], evaluation.table["correct"].double()
+    counts = torch.stack([(label == k).sum() for k in label.unique()])
+    num, recalls = len(counts), torch.stack([correct[label == k].mean() for k in label.unique()])
+    chance, recall = 1 / num, float(recalls.mean())
+    error = math.sqrt(float((chance * (1 - chance) / counts).sum())) / num
+    if num < 2 or len(label) < FEWEST_FOR_GUESSING or recall > chance + 2 * error:
+        return []
+    sentence = (
+        f"The model is right on {recall:.1%} of each class on the mean, and a constant answer gets {chance:.1%}: model "
+        "and data do not seem to belong together, and robustness says nothing then."
+    )
+    step = "Look at the weights, the order of the classes, and the normalisation that the model was trained with."
+    return [Finding("guessing", sentence, {"mean_recall": recall, "chance": chance}, "suspect", step)]
 
 
 def for_curve(stages: Sequence[Any]) -> list[Any]:

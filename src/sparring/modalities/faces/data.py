@@ -15,9 +15,8 @@ from torch import Tensor
 
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.data import as_pixels, scale
-from sparring.modalities.images.folders import decode_images, read_table
+from sparring.modalities.images.folders import SUFFIXES, decode_images, read_table
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 HELD_PAIRS = 100  # of one kind, of the persons held out: they are attacked after every epoch
 FACE_DATA = {
     "orl_faces": "40 persons, 10 pictures each, as 46x56 unless size= says otherwise; from $SPARRING_DATA/orl_faces.",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 MODES = ("L", "RGB", "1", "P", "RGBA", "CMYK")
 MOST_PIXELS = 10**8
 """Of one picture: more is a mistake, or meant to fill the memory."""
