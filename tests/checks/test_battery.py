@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contracts import NUM_WORDS, BagOfWords, rand, seeded, sentences, words
 from sparring.attacks.around import Averaged
 from sparring.attacks.auto_pgd import apgd
-from sparring.attacks.catalogue import gradient_ascent, pgd
+from sparring.attacks.catalogue import bim, gradient_ascent, pgd
 from sparring.attacks.loop import Attack
 from sparring.checks import soft_backward, surrogate
 from sparring.checks.battery import CHECKS, examine, sample
@@ -156,6 +156,7 @@ SPEAK: dict[str, tuple[Any, Any, Any, str]] = {
     "straight_through_wins": (Then(rounded), Linf(0.3), [BY_MARGIN], "invalid"),
     "effort_still_helps": (MLP, Linf(0.3), [partial(pgd, num_steps=0)], "invalid"),
     "number_too_high": (MLP, Linf(0.3), [partial(pgd, num_steps=0)], "invalid"),
+    "short_reach": (MLP, Linf(0.3), [partial(bim, num_steps=3)], "suspect"),
     "huge_radius_survived": (Then(lambda x: Wrong.apply(x, True)), Linf(0.1), [BY_MARGIN], "invalid"),
 }  # fmt: skip
 

@@ -679,3 +679,15 @@ def test_a_preflight_in_place_of_the_model_is_taken_at_its_word(monkeypatch: pyt
     assert found.model is checked.model and [f.name for f in found.findings] == ["probabilities"]
     with torch.no_grad():
         torch.testing.assert_close(whole.model(X).exp(), probabilities(X))
+
+
+def test_examples_keep_their_own_numbers_and_noise() -> None:
+    """Some examples under their numbers get what they get among all."""
+    threat, stages = free("Linf", 0.3), [lambda t: pgd(t, num_steps=2)]
+    rows = torch.tensor([1, 4, 5, 9, 11])
+    whole = measure(MODEL, cut(X, Y, 7), threat, stages, curve=())
+    part = measure(MODEL, cut(X[rows], Y[rows], 3), threat, stages, curve=(), numbers=rows)
+    assert part.table["index"].tolist() == rows.tolist()
+    for name in ("robust", "broken_by", "clean_prediction"):
+        assert torch.equal(part.table[name], whole.table[name][rows]), name
+    torch.testing.assert_close(part.table["margin_left"], whole.table["margin_left"][rows])

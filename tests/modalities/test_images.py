@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparring.core.batches import Batches, hold_out
+from sparring.core.batches import Batches, draw, hold_out
 from sparring.core.noise import Noise
 from sparring.modalities import load_data
 from sparring.modalities.images import crop_and_flip, scale
@@ -385,3 +385,13 @@ def test_batches_scale_and_count() -> None:
 def test_batches_refuse(make: object) -> None:
     with pytest.raises(ValueError, match=r"x of|batch_size|crop"):
         make()  # type: ignore[operator]
+
+
+def test_draws_are_of_seed_and_row_alone_and_nest() -> None:
+    y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)  # sorted by class, as many files are
+    few, many = draw(y, 12, seed=3), draw(y, 40, seed=3)
+    assert set(few.tolist()) <= set(many.tolist()) and few.tolist() == sorted(set(few.tolist()))
+    assert len(y[many].unique()) == 3 and not torch.equal(few, draw(y, 12, seed=4))
+    assert draw(y, 1000, seed=3).tolist() == list(range(100))
+    assert y[draw(y, 12, seed=3, balanced=True)].bincount().tolist() == [4, 4, 4]
+    assert y[draw(y, 50, seed=3, balanced=True)].bincount().tolist() == [20, 20, 10]

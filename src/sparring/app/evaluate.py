@@ -101,6 +101,7 @@ def evaluate(
     curve: Sequence[float] = CURVE,
     class_names: Sequence[str] = (),
     modality: Modality | None = None,
+    numbers: Tensor | None = None,
     keep: Path | None = None,
     about: str = "",
     machine: Machine = ONE_PROCESS,
@@ -113,8 +114,8 @@ def evaluate(
     is kept for a few examples).
     certify: auto takes a bound where there is one, interval demands it; or a function, see `measure`. smooth: judge the
     model under that much Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input,
-    images unless given. machine: where several processes share the work (then only rank 0 runs the battery). Raises
-    ValueError (PreflightError among them), TypeError, RuntimeError.
+    images unless given. numbers: see `measure`. machine: where several processes share the work (then only rank 0 runs
+    the battery). Raises ValueError (PreflightError among them), TypeError, RuntimeError.
 
     >>> from sparring import Linf
     >>> model, data = torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.arange(8) % 3)]
@@ -131,7 +132,8 @@ def evaluate(
         checked = Preflight(SmoothedNet(checked.model, smooth), checked.findings)
     found = measure(
         checked, pairs, threat, stages, seed=seed, curve=curve, curve_stages=for_curve(stages), certify=bound,
-        keep=keep, about=about, machine=machine, observe=observe, metrics=modality.metrics or accuracy_metrics,
+        metrics=modality.metrics or accuracy_metrics, numbers=numbers, keep=keep, about=about, machine=machine,
+        observe=observe,
     )  # fmt: skip
     names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
     evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)

@@ -16,6 +16,7 @@ from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
 from sparring.app.evaluate import CheckedEvaluation, evaluate
 from sparring.app.settings import EvaluationSettings
+from sparring.core.batches import draw
 from sparring.core.files import sole_writer
 from sparring.core.machine import find_machine
 from sparring.core.registry import parse
@@ -58,7 +59,7 @@ def evaluate_folder(
     subject: Subject, out: Path, settings: EvaluationSettings, *, command: str | None = None,
     observe: Callable[[Progress], object] | None = None,
 ) -> Results | None:  # fmt: skip
-    """Evaluates on the first examples of a split, writes the folder, and returns what results.json holds.
+    """Evaluates on examples of a split that the seed draws, writes the folder, and returns what results.json holds.
 
     Finished batches lie in `out`/parts until all is done: a call with the same settings goes on there. Where
     torch.distributed is initialised the processes share the work; the first writes, the others return None. Raises
@@ -68,7 +69,8 @@ def evaluate_folder(
     dataset, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
     threat = modality.make_threat(s.threat, dataset, subject.model)
     stages = modality.make_plan(s.attacks, threat)
-    batches = dataset.batches(s.split, s.batch_size, s.num_examples)
+    rows = draw(getattr(dataset, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
+    batches = dataset.batches(s.split, s.batch_size, rows=rows)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
     keep = out / "parts"
     digest = _sha256(file_and_key(subject.weights)[0]) if subject.weights else None
@@ -77,7 +79,8 @@ def evaluate_folder(
     told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, code]
     run = functools.partial(
         evaluate, machine.place(subject.model), list(batches), threat, stages, seed=s.seed, certify=s.certify,
-        smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, keep=keep,
+        smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, numbers=rows,
+        keep=keep,
         about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
     with sole_writer(out) if machine.rank == 0 else nullcontext():

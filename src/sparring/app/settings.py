@@ -91,7 +91,8 @@ class EvaluationSettings(Settings):
     threat: str = Field(description=THREAT)
     split: Literal["test", "train"] = Field(default="test", description="which examples")
     attacks: str = Field(default="fast", description="a plan or a list of attacks, such as fgsm,pgd:num_steps=100")
-    num_examples: int = Field(default=1000, ge=1, description="how many, from the start of the split")
+    num_examples: int = Field(default=1000, ge=1, description="how many of the split; the seed draws them")
+    balanced: bool = Field(default=False, description="equally many of each class, as long as there are any")
     batch_size: int = Field(default=250, ge=1, description="examples at once; what is done is kept after each batch")
     seed: Seed = 0
     device: str = Field(default="auto", description=DEVICE)

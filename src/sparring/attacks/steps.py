@@ -26,6 +26,12 @@ def step_length(problem: Problem, z: Tensor, fraction: float, absolute: float | 
     return fraction * per_example(radius, z)
 
 
+def check_step(step: float | None) -> None:
+    """Raises ValueError for a step that goes nowhere, backwards, or nobody knows where."""
+    if step is not None and not 0 < step < math.inf:
+        raise ValueError(f"a step must be above 0 and finite, such as 0.25 of the radius; got {step}")
+
+
 @dataclass(frozen=True)
 class Ascent:
     """z <- project(z + step_size * radius * steepest(v)) with v <- momentum * v + grad / mean|grad|.
@@ -38,6 +44,12 @@ class Ascent:
     momentum: float = 0.0
     absolute_step: float | None = None
     needs_grad: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size)
+        check_step(self.absolute_step)
+        if not math.isfinite(self.momentum):
+            raise ValueError(f"momentum must be finite, such as 1.0; got {self.momentum}")
 
     def init(self, problem: Problem, z: Tensor) -> Tensor | None:
         return torch.zeros_like(z) if self.momentum else None
@@ -63,6 +75,9 @@ class RawAscent:
 
     absolute_step: float
     needs_grad: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_step(self.absolute_step)
 
     def init(self, problem: Problem, z: Tensor) -> None:
         return None

@@ -99,6 +99,12 @@ CHECKS: tuple[Check, ...] = (
         "State whether inputs come with 8 bits; if so, round inside the threat model.", ("repeats", *STEPS),
     ),
     Check(
+        "short_reach", "Could an attack get as far as the radius?", model.short_reach,
+        "The steps of every attack together are at most {reach:.2g} of the radius, from the clean input: none could go "
+        "as far as it was allowed to.",
+        "Give longer or more steps: num_steps times step is to be above 1.", ("radius",),
+    ),
+    Check(
         "no_search", "Was what moves in jumps attacked without gradients, too?", model.no_search,
         "The inputs of this threat model move in jumps, and no attack without gradients was run: a gradient points "
         "between the permitted inputs, and what it misses need not be robust.",
@@ -201,8 +207,8 @@ def examine(
     if not len(rows):
         sentence = "No example is right without a certificate, so there is nothing that an attack could have missed."
         return [Finding("nothing_to_probe", sentence)]
-    device, uncertain = device_of(x), open_rows(table)
-    x, y, part = plain(take(x, rows)), take(y, rows).to(device), take(threat, rows)
+    device, uncertain, number = device_of(x), open_rows(table), table["index"][rows]
+    x, y, part = plain(take(x, rows)), take(y, rows).to(device), take(threat, number)
     seen = {finding.name: finding for finding in evaluation.findings}
     with attack_mode(model, "keep"):  # puts back what an odd model writes into its buffers at every look
         looked_at: Any = evaluation.model
@@ -215,7 +221,8 @@ def examine(
         seen |= {finding.name: finding for finding in checked.findings}
         with attack_mode(checked.model) as frozen:
             case = Case(
-                model=frozen, whole=model, x=x, y=y, threat=part, number=rows.to(device), seed=seed, seen=seen,
+                model=frozen, whole=model, x=x, y=y, threat=part, rows=rows, number=number.to(device),
+                seed=seed, seen=seen,
                 stood=uncertain[rows].nonzero()[:, 0].to(device), at_stake=float(uncertain.double().mean()),
                 evaluation=evaluation,
             )  # fmt: skip

@@ -22,7 +22,7 @@ ONE_BY_ONE = 16  # examples shown one by one
 
 
 def repeatable(case: Case) -> Measured | None:
-    then = take(case.evaluation.table["clean_prediction"], case.number).to(case.y.device)
+    then = take(case.evaluation.table["clean_prediction"], case.rows).to(case.y.device)
     changed = share_of(case.clean.argmax(1) != then)
     return {"level": "invalid", "changed": changed} if changed > limits.CHANGED else None
 
@@ -162,6 +162,26 @@ def won_without_gradients(case: Case) -> Measured | None:
 def no_search(case: Case) -> Measured | None:
     searched = any(gradient_free(record) for record in case.evaluation.attacks)
     return {"level": case.level("suspect")} if case.threat.discrete and not searched and case.at_stake > 0 else None
+
+
+def short_reach(case: Case) -> Measured | None:
+    """Whether no attack could have got as far as the radius: its steps together are shorter."""
+    reaches = [_reach(record.settings) for record in case.evaluation.attacks]
+    if any(reach is None or reach >= 1 for reach in reaches):
+        return None
+    return {"level": case.level("suspect"), "reach": max(reach for reach in reaches if reach is not None)}
+
+
+def _reach(settings: Any) -> float | None:
+    """How far the steps of an attack from the clean input go together, as a share of the radius; None for others."""
+    while isinstance(settings, dict) and "attack" in settings:  # restarts and the like
+        settings = settings["attack"]
+    if not isinstance(settings, dict) or {"rule", "start", "num_steps"} - set(settings):
+        return None
+    rule = settings["rule"]
+    ascends = isinstance(rule, dict) and rule.get("type") == "Ascent" and rule.get("absolute_step") is None
+    clean = settings["start"] == {"type": "Null"}
+    return settings["num_steps"] * rule["step_size"] if ascends and clean else None
 
 
 def rise_of_curve(case: Case) -> Measured | None:

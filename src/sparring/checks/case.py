@@ -53,9 +53,10 @@ class Case:
     """A sample of examples that the model got right, with the evaluation they come from.
 
     `model` is a plain function in eval mode that returns logits; `whole` is the caller's object, to look at only.
-    `number` (B,) are the examples' rows in the evaluation, and key the noise. `stood` (b,) are the rows of those that
-    no attack broke and no certificate vouches for; `at_stake` is the share of such among all that were evaluated, and
-    so the most that the number can be too high. `seen` holds the findings of the preflight by name.
+    `rows` (B,) are the examples' rows in the evaluation, `number` (B,) their numbers, which key the noise. `stood`
+    (b,) are the rows of those that no attack broke and no certificate vouches for; `at_stake` is the share of such
+    among all that were evaluated, and so the most that the number can be too high. `seen` holds the findings of the
+    preflight by name.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class Case:
     x: Inputs
     y: Tensor
     threat: ThreatModel
+    rows: Tensor
     number: Tensor
     stood: Tensor
     at_stake: float

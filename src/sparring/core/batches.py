@@ -19,6 +19,26 @@ Augment = Callable[[Any, Tensor, int, int], Any]
 """(x (B, *X), index (B,), epoch, seed) -> x: draws are keyed by these three, so that a resumed run repeats them."""
 
 
+def draw(y: Tensor, count: int, seed: int, *, balanced: bool = False) -> Tensor:
+    """(min(count, N),) sorted rows, drawn by seed and row; of fewer, those are among them.
+
+    balanced: equally many of each class, as long as there are any.
+
+    >>> y = torch.tensor([0] * 90 + [1] * 10)
+    >>> y[draw(y, 10, seed=0, balanced=True)].bincount().tolist()
+    [5, 5]
+    """
+    order = Noise.make(seed, "examples", torch.arange(len(y))).uniform((1,))[:, 0].argsort(stable=True)
+    if balanced:
+        drawn = y.cpu()[order]
+        places = torch.zeros(len(y), dtype=torch.int64)
+        for label in drawn.unique():
+            own = (drawn == label).nonzero()[:, 0]
+            places[own] = torch.arange(len(own))  # the how-manieth of its class
+        order = order[places.argsort(stable=True)]
+    return order[:count].sort().values
+
+
 def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """(train_index, held_out_index), sorted int64: part of the training data that checkpoints are chosen on (the test
     data must not choose), every class in its share where there are enough. ValueError when nothing can be held out.

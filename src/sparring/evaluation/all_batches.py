@@ -40,9 +40,10 @@ class AllBatches:
 
     def __init__(
         self, plan: BatchPlan, machine: Machine, kept: Kept | None, observe: Callable[[Progress], object] | None,
-        batches: int | None,
+        batches: int | None, numbers: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.plan, self.machine, self.kept, self.observe, self.batches = plan, machine, kept, observe, batches
+        self.numbers = numbers
         there = kept.numbers() if kept else []
         self.num_kept, self.num_fresh, self.done, self.cost = len(there), 0, 0, Cost()
         self.planned = sum(machine.mine(number) for number in {*range(batches or 0)} - {*there})
@@ -87,7 +88,8 @@ class AllBatches:
         return merge([outcome for _, outcome in numbered], self.plan.gallery_size)
 
     def _compute(self, key: BatchKey, model: Model, x: Inputs, y: Tensor) -> BatchOutcome:
-        index = torch.arange(key.first, key.first + size(x), device=device_of(x))
+        own = torch.arange(key.first, key.first + size(x))
+        index = (own if self.numbers is None else self.numbers[own]).to(device_of(x))
         x = map_inputs(aligned, x)  # so that whoever goes on gets the same bits
         check_inputs(x, take(self.plan.threat, index))
         outcome = Measuring(Batch(model, x, y.to(device_of(x)), index), self.plan, self._tell).run()

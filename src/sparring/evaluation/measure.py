@@ -18,7 +18,7 @@ from sparring.core.machine import Machine
 from sparring.core.registry import name_of
 from sparring.core.types import Cost, Inputs, Model
 from sparring.evaluation.all_batches import AllBatches, Progress, count_batches
-from sparring.evaluation.fingerprint import describe, digest_of_model, digest_of_package
+from sparring.evaluation.fingerprint import describe, digest, digest_of_model, digest_of_package
 from sparring.evaluation.kept import Kept, OtherSettings
 from sparring.evaluation.one_batch import REJECTIONS, AttackRecord, BatchOutcome, BatchPlan, Certify, MakeAttack, Step
 from sparring.evaluation.preflight import Preflight, preflight
@@ -133,6 +133,7 @@ def measure(
     certify: Certify | None = None,
     metrics: Metrics = accuracy_metrics,
     gallery_size: int = 12,
+    numbers: Tensor | None = None,
     keep: Path | None = None,
     about: str = "",
     machine: Machine = ONE_PROCESS,
@@ -148,7 +149,8 @@ def measure(
     what stands, smaller ones on what fell (what stands at a radius stands at any smaller one), with `curve_stages`
     (default: `stages`). certify: (model, x, y, threat, noise=) -> a lower bound of each margin; what is right with a
     bound above 0 is certified, and is not attacked at this radius or a smaller one. metrics: what to measure on the
-    table of examples, which holds `certified` where that was asked for.
+    table of examples, which holds `certified` where that was asked for. numbers (N,): the examples' own, such as their
+    rows in a data set (default: 0, 1, ...); they key what is drawn at random, and name the examples in the table.
 
     keep: a folder; every finished batch is kept there, and a later call with the same settings and batches goes on
     where this one ended. `about` says what the settings cannot: where a model that is no Module comes from, which code
@@ -156,7 +158,7 @@ def measure(
     rank + world, ..., all see all batches in the same order, and all return the whole. Model and batches stay on the
     device where they are.
 
-    Verdicts depend on (seed, position of the example), not on batch size or processes. Raises PreflightError,
+    Verdicts depend on (seed, number of the example), not on batch size or processes. Raises PreflightError,
     ValueError (OtherSettings among them), TypeError, and RuntimeError when another process ends early.
 
     >>> from sparring import Linf, fgsm
@@ -165,8 +167,8 @@ def measure(
     8
     """
     plan = BatchPlan.make(threat, stages, curve, curve_stages or stages, certify, gallery_size, seed)
-    kept = _kept(keep, machine, lambda: _settings_of(plan, model, about))
-    walk = AllBatches(plan, machine, kept, observe, count_batches(batches))
+    kept = _kept(keep, machine, lambda: _settings_of(plan, model, about, numbers))
+    walk = AllBatches(plan, machine, kept, observe, count_batches(batches), numbers)
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
@@ -195,7 +197,7 @@ def _kept(keep: Path | None, machine: Machine, settings: Callable[[], dict[str, 
     return kept if keep else None
 
 
-def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str) -> dict[str, Any]:
+def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str, numbers: Tensor | None) -> dict[str, Any]:
     """Everything that decides about the outcome but the batches themselves, as plain data."""
 
     def attack(step: Step) -> list[Any]:
@@ -203,7 +205,8 @@ def _settings_of(plan: BatchPlan, model: Model | Preflight, about: str) -> dict[
         return [step.record.name, step.record.margin_at_most, *made]
 
     return {
-        "about": about, "model": digest_of_model(model.model if isinstance(model, Preflight) else model),
+        "about": about, "numbers": None if numbers is None else digest(numbers),
+        "model": digest_of_model(model.model if isinstance(model, Preflight) else model),
         "threat": describe(plan.threat, exact=True), "seed": plan.seed, "attacks": [*map(attack, plan.steps)],
         "curve_attacks": [*map(attack, plan.curve_steps)], "curve": list(plan.factors),
         "certify": describe(plan.certify, exact=True), "gallery_size": plan.gallery_size,

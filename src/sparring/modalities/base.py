@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparring.adapters.files import build_model, load_weights
 from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
 from sparring.core.registry import Builder, Named, Option, named, options_of
-from sparring.core.types import Inputs, map_inputs
+from sparring.core.types import Inputs, take
 from sparring.threats import THREATS, ThreatModel, make_threat
 from sparring.training.recipes import RECIPES
 
@@ -59,12 +60,15 @@ class Dataset:
         """What a builder of models may ask for by name: `shape`, `num_classes` and the facts."""
         return {"shape": self.shape, "num_classes": self.num_classes, **self.facts}
 
-    def batches(self, split: str = "test", batch_size: int = 250, count: int | None = None) -> Batches:
-        """Prepared batches of the first `count` examples of `test` or `train`, in their order."""
+    def batches(
+        self, split: str = "test", batch_size: int = 250, count: int | None = None, *, rows: Tensor | None = None
+    ) -> Batches:
+        """Prepared batches of the first `count` examples of `test` or `train`, or of these rows, in their order."""
         if split not in ("test", "train"):
             raise ValueError(f"split {split!r} is unknown; there are test, train")
         x, y = (getattr(self, f"{side}_{split}") for side in "xy")
-        return Batches(map_inputs(lambda rows: rows[:count], x), y[:count], batch_size, prepare=self.prepare)
+        rows = torch.arange(len(y))[:count] if rows is None else rows
+        return Batches(take(x, rows), y[rows], batch_size, prepare=self.prepare)
 
 
 @dataclass(frozen=True, kw_only=True)

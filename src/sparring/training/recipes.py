@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -131,6 +132,11 @@ class Trades(Crafting):
     """
 
     beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta, the price of the disagreement, must be at least 0 and finite; got {self.beta}")
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """Inputs whose predictions are far from those on x; labels play no part."""
