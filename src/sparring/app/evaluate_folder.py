@@ -14,7 +14,7 @@ from torch import nn
 
 from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
-from sparring.app.evaluate import CheckedEvaluation, evaluate
+from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
 from sparring.core.batches import draw
 from sparring.core.files import sole_writer
@@ -23,7 +23,6 @@ from sparring.core.registry import parse
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
-from sparring.modalities.base import Dataset
 from sparring.results.schema import Results
 
 
@@ -83,6 +82,18 @@ def evaluate_folder(
         keep=keep,
         about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
+    about = {
+        "name": s.name or subject.name, "command": command, "training": subject.training, "device": str(machine.device),
+        "model": {
+            "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),
+            "weights": str(subject.weights) if subject.weights else None, "sha256": digest, "smooth": s.smooth,
+        },
+        "data": {
+            "kind": dataset.kind, "name": dataset.name, "split": s.split, "shape": dataset.shape,
+            "settings": dict(dataset.facts),
+        },
+        "caption": modality.caption and functools.partial(modality.caption, dataset, split=s.split, threat=threat),
+    }  # fmt: skip
     with sole_writer(out) if machine.rank == 0 else nullcontext():
         if machine.rank == 0 and (out / "results.json").exists():  # nobody shall take them for what is measured now
             (out / "results.json").replace(out / "results.before.json")
@@ -92,29 +103,11 @@ def evaluate_folder(
             if machine.rank == 0:  # the others wait for it at the start of the second call
                 clear(keep)
             evaluation = run()
-        return None if machine.rank else _save(evaluation, subject, out, s, command, digest, dataset)
-
-
-def _save(
-    evaluation: CheckedEvaluation, subject: Subject, out: Path, s: EvaluationSettings, command: str | None,
-    digest: str | None, dataset: Dataset,
-) -> Results:  # fmt: skip
-    """Writes the folder; the kept batches are not needed any more."""
-    results = evaluation.save(
-        out, name=s.name or subject.name, command=command, training=subject.training,
-        device=str(find_machine(s.device).device),
-        model={
-            "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),
-            "weights": str(subject.weights) if subject.weights else None, "sha256": digest, "smooth": s.smooth,
-        },
-        data={
-            "kind": dataset.kind, "name": dataset.name, "split": s.split, "shape": dataset.shape,
-            "settings": dict(dataset.facts),
-        },
-        caption=modality.caption and functools.partial(modality.caption, dataset, split=s.split, threat=threat),
-    )  # fmt: skip
-    clear(out / "parts")
-    return results
+        if machine.rank:
+            return None
+        results = evaluation.save(out, **about)
+        clear(keep)
+        return results
 
 
 def _sha256(path: Path) -> str:

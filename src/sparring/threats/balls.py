@@ -74,8 +74,8 @@ class Ball(ThreatModel):
         if not isinstance(x, Tensor):
             kind = type(self).__name__
             raise ValueError(
-                f"{kind} changes one tensor (B, *X), and these inputs are {', '.join(x)}. Say which one may change, as "
-                f"in Lens({kind}(...), {next(iter(x))!r}); the others then stay as they are"
+                f"{kind} changes one tensor (B, *X), and these inputs are {', '.join(x)}. Take a threat of this kind of "
+                f"input (sparring list threats), or say which one may change: Lens({kind}(...), {next(iter(x))!r})"
             )
         return torch.zeros_like(x)
 
@@ -144,12 +144,6 @@ class Ball(ThreatModel):
             return repr(self)
         box = None if low is None or high is None else (float(low), float(high))
         return f"{self.norm}:{text_of(float(self.radius))}" + ("" if box == (0, 1) else f",box={text_of(box)}")
-
-    def complaints(self, x: Any) -> list[str]:
-        if not isinstance(x, Tensor):
-            named = f"inputs are named tensors ({', '.join(x)}); {self.text()} changes one tensor of numbers"
-            return [f"{named}. Take a threat of this kind of input (sparring list threats), or a Lens on one of them"]
-        return super().complaints(x)
 
     def _why(self, x: Any) -> str:
         low, high = x.min().item(), x.max().item()
