@@ -34,7 +34,7 @@ from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost, take
 from sparring.evaluation.measure import measure
 from sparring.threats import L2, Ball, Linf, inside
-from sparring.threats.balls import L1
+from sparring.threats.l1 import L1
 
 LABELS = torch.tensor([2, 0, 3])
 KINDS: dict[str, tuple[type[Ball], float]] = {"Linf": (Linf, 0.1), "L2": (L2, 0.5), "L1": (L1, 2.0)}

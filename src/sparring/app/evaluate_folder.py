@@ -82,7 +82,7 @@ def evaluate_folder(
         keep=keep,
         about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
-    about = {
+    about: dict[str, Any] = {
         "name": s.name or subject.name, "command": command, "training": subject.training, "device": str(machine.device),
         "model": {
             "name": subject.architecture, "parameters": sum(p.numel() for p in subject.model.parameters()),

@@ -74,8 +74,8 @@ class Ball(ThreatModel):
         if not isinstance(x, Tensor):
             kind = type(self).__name__
             raise ValueError(
-                f"{kind} changes one tensor (B, *X), and these inputs are {', '.join(x)}. Take a threat of this kind of "
-                f"input (sparring list threats), or say which one may change: Lens({kind}(...), {next(iter(x))!r})"
+                f"{kind} changes one tensor (B, *X), and these inputs are {', '.join(x)}. Take a threat of their "
+                f"kind (sparring list threats), or say which may change: Lens({kind}(...), {next(iter(x))!r})"
             )
         return torch.zeros_like(x)
 
@@ -232,39 +232,3 @@ class L2(Ball):
 
     def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
         return geometry.uniform_l2(noise, like, self.mask)
-
-
-@dataclass(frozen=True)
-class L1(Ball):
-    """The absolute changes of all coordinates add up to at most `radius`.
-
-    Unlike `Ball`, `project` gives the nearest point of ball and box together: in L1 the clip after the shrink takes
-    away most of a sparse change and leaves the budget unspent, which makes models look more robust than they are.
-    `steepest` is one coordinate, which the box soon stops: attack with `slide`, whose steps go round full coordinates.
-
-    Source: Croce and Hein 2021 ("Mind the Box"), who show how much earlier L1 attacks lose by the clip.
-
-    >>> L1(12.0).steepest(torch.zeros(1, 3), torch.tensor([[1.0, -3.0, 3.0]]))
-    tensor([[ 0., -1.,  0.]])
-    """
-
-    norm: ClassVar[str | None] = "l1"
-    words: ClassVar[str] = "The absolute changes of all entries add up to at most {}"
-
-    def project(self, x: Tensor, z: Tensor) -> Tensor:
-        low, high = (None if side is None else side - x for side in self._limits(x))
-        return geometry.project_l1_box(self._masked(z), self.radius, low, high)
-
-    def _norm(self, z: Tensor) -> Tensor:
-        return geometry.l1_norm(z)
-
-    def _shrink(self, z: Tensor) -> Tensor:
-        return geometry.shrink_l1(z, self.radius)
-
-    def _steepest(self, grad: Tensor) -> Tensor:
-        flat = grad.flatten(1)
-        first = flat.abs().argmax(1, keepdim=True)
-        return torch.zeros_like(flat).scatter_(1, first, flat.gather(1, first).sign()).view_as(grad)
-
-    def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
-        return geometry.uniform_l1(noise, like, self.mask)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparring.core.registry import Builder, named
-from sparring.threats.balls import L1, L2, Ball, Linf
+from sparring.threats.balls import L2, Ball, Linf
 from sparring.threats.base import ThreatModel
+from sparring.threats.l1 import L1
 
 
 def linf(radius: float, *, box: tuple[float, float] | None = (0.0, 1.0)) -> Ball:
