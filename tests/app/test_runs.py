@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,9 +18,10 @@ from torch import nn
 import sparring
 from sparring.app import train_run as runs
 from sparring.app.evaluate_folder import evaluate_folder, from_run, from_weights
-from sparring.app.settings import EvaluationSettings, TrainingSettings
-from sparring.app.train_run import read_config, resume_run, start_run, training_record
-from sparring.core.files import read_json, write_atomically, write_json, write_text
+from sparring.app.settings import EvaluationSettings, TrainingSettings, read_settings
+from sparring.app.train_run import read_config, resume_run, settings_for, start_run, training_record
+from sparring.core.batches import draw
+from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.modalities import base, load_data
 from sparring.modalities.images import build
 from sparring.threats import make_threat
@@ -462,3 +465,61 @@ def test_a_disk_that_fills_while_a_run_is_saved(data: str, tmp_path: Path, monke
     assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] == 1
     resume_run(out)
     assert sorted(content(out)) == FILES
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "a"), pytest.raises(ValueError, match="in use: another process writes there"):
+        start_run(settings_for({"data": "digits", "threat": "linf:0.1", "epochs": 1}), tmp_path / "a")
+    assert not (tmp_path / "a").exists(), "nothing was written, and nothing is left"
+
+
+def test_resuming_runs_no_file_that_its_caller_did_not_name(tmp_path: Path) -> None:
+    build = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    (tmp_path / "mine.py").write_text(build)
+    (tmp_path / "theirs.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n{build}")
+    own: dict[str, Any] = {"data": "digits", "threat": "linf:0.1", "recipe": "standard", "epochs": 1}
+    own["model"] = f"{tmp_path}/mine.py:make"
+    start_run(settings_for(own), tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace("mine.py", "theirs.py"))
+    for asked in ({}, {"model": own["model"]}):
+        with pytest.raises(ValueError, match=r"theirs\.py:make"):
+            resume_run(tmp_path / "run", **asked)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_exits_does_not_say_how_a_command_ends(tmp_path: Path) -> None:
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "later.py").write_text(
+        "import sys\nfrom torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        sys.exit(0)\n"
+        "def make():\n    return Net(64, 10)\n"
+    )
+    for name in ("quits", "later"):
+        done = subprocess.run(
+            [sys.executable, "-m", "sparring", "evaluate", "--model", f"{tmp_path / name}.py:make", "--data", "digits",
+             "--threat", "linf:0.1", "--out", str(tmp_path / "out"), "--min-robust", "0.9"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and "exit" in done.stderr.lower() and not (tmp_path / "out").exists()
+
+
+def test_old_results_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\ndef good():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\ndef bad():\n    return nn.Linear(3, 2)\n"
+    )
+    out = tmp_path / "out"
+    asked = EvaluationSettings(data="digits", threat="linf:0.1", attacks="fgsm", num_examples=20, checks=False)
+    evaluate_folder(from_weights(f"{tmp_path}/nets.py:good", None, "digits"), out, asked)
+    with pytest.raises(ValueError, match="the model fails"):
+        evaluate_folder(from_weights(f"{tmp_path}/nets.py:bad", None, "digits"), out, asked)
+    assert not (out / "results.json").exists() and (out / "results.before.json").exists()
+    index = [int(line.split(",")[0]) for line in (out / "examples.csv").read_text().splitlines()[1:]]
+    assert index == draw(load_data("digits").y_test, 20, seed=0).tolist(), "drawn, under their own numbers"
+
+
+def test_the_config_of_a_run_is_a_file_of_settings(tmp_path: Path) -> None:
+    own = {"data": "digits", "threat": "linf:0.1", "recipe": "trades:beta=3,num_steps=1", "epochs": 1}
+    start_run(settings_for(own), tmp_path / "a")
+    again = read_settings(tmp_path / "a" / "config.json", [], {})
+    assert settings_for(again) == read_config(tmp_path / "a")
