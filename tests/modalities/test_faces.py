@@ -106,9 +106,9 @@ def folder_of(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
 
 def test_a_folder_of_persons_is_the_same_data(npz: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "people", *some_faces())
-    from_folder, from_npz = load_data(str(folder)), load_data(f"faces:{npz}")
+    from_folder, from_npz = load_data(f"faces:{folder}"), load_data(f"faces:{npz}")
     assert from_folder.kind == "faces" and torch.equal(from_folder.x_test["probe"], from_npz.x_test["probe"])
-    assert load_data(f"{folder},size=8x12").given["shape"] == (1, 12, 8)
+    assert load_data(f"faces:{folder},size=8x12").given["shape"] == (1, 12, 8)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,6 @@ def test_a_folder_of_persons_is_the_same_data(npz: Path, tmp_path: Path) -> None
         (lambda x, y: (x[::4], y[::4]), "3 unseen persons have one picture each; expected two or more"),
         (lambda x, y: (x, y[:-1]), r"expected pictures x \(N, H, W\)"),
         (lambda x, y: (x.reshape(len(x), -1), y), r"expected pictures x \(N, H, W\)"),
-        (lambda x, y: (x.astype(float), y), r"float images from .* expected \[0, 1\]"),
     ],
 )
 def test_arrays_that_will_not_do(change: object, sentence: str, tmp_path: Path) -> None:

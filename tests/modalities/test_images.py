@@ -188,9 +188,9 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="expected digits, mnist"):
         load_data(str(tmp_path / "nothing.npz"))
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(ValueError, match=r"cannot read a \.csv"):
-        load_data(str(tmp_path / "a.csv"))
+    (tmp_path / "a.xyz").touch()
+    with pytest.raises(ValueError, match=r"cannot read a \.xyz"):
+        load_data(str(tmp_path / "a.xyz"))
     (tmp_path / "broken.npz").write_text("no zip")
     with pytest.raises(ValueError, match="cannot be read"):
         load_data(str(tmp_path / "broken.npz"))

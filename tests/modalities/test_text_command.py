@@ -55,7 +55,7 @@ def test_the_run_keeps_its_vocabulary(folder: Path) -> None:
 def test_a_resumed_run_reads_what_was_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder / "run"
     weights = (run / "best.safetensors").read_bytes()
-    modalities.find_data.cache_clear()
+    modalities._read.cache_clear()
     read, asked = reading._lexicon, []
     monkeypatch.setattr(reading, "_lexicon", lambda *given: (asked.append(given[2]), read(*given))[1])
     code, _, err = call("train", "--resume", "--out", str(run))

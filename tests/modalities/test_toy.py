@@ -23,7 +23,7 @@ THREAT = "words:0.3"
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(modalities.MODALITIES, "tokens", "toy_tokens")
-    modalities.find_data.cache_clear()
+    modalities._read.cache_clear()
 
 
 @pytest.fixture(scope="module")

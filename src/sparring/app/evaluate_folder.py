@@ -49,7 +49,10 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     """The model of a user's file ("file.py:function") or a known name, with the weights of a file."""
     dataset, modality, _ = find_data(data)
     if not weights and not runs_a_file(model):
-        raise ValueError(f"--model {model} without --weights is a network that has learned nothing")
+        raise ValueError(
+            f"--model {model} without --weights is a network that has learned nothing; one of your own, with what it "
+            "learned, is FILE.py:FUNCTION"
+        )
     built = modality.make_model(model, 0, dataset.given, weights, dataset)
     return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
