@@ -57,7 +57,7 @@ def _scores(threat: Columns, model: Model, x: Rows, z: Tensor, label: Tensor, be
         near = take(x, some)
         real = take(threat, some).realize(near, part)
         logits = model(real)
-        check_logits(logits, len(some), 2)
+        check_logits(logits, len(some))
         score = margin.score(logits, label[some])
         scores.append(score.where(logits.isfinite().all(1), -torch.inf))
         made.append(threat.measured(near, real["rows"]))
