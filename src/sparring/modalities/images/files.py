@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sparring.core.files import write_atomically
-from sparring.modalities.images.folders import as_pixels, decode_images, scale
+from sparring.modalities.images.data import as_pixels, scale
+from sparring.modalities.images.folders import decode_images
 from sparring.threats import Ball, inside
 
 
