@@ -24,6 +24,7 @@ from sparring.attacks.starts import uniform as uniform
 from sparring.certify.interval import interval_margin as interval_margin
 from sparring.checks.battery import examine as examine
 from sparring.core.batches import Batches as Batches
+from sparring.core.layers import Normalize as Normalize
 from sparring.core.model_state import attack_mode as attack_mode
 from sparring.core.noise import Noise as Noise
 from sparring.core.objectives import cross_entropy as cross_entropy

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.core.registry import Builder, named, parse
+from sparring.core.registry import Builder, Named, named, parse
 
 
 def runs_a_file(text: str) -> bool:
@@ -21,14 +21,18 @@ def runs_a_file(text: str) -> bool:
     return ".py:" in parse(text).name
 
 
-def build_model(text: str, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]) -> nn.Module:
-    """The network that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, with weights of that seed.
+def build_model(
+    text: str | Named, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]
+) -> nn.Module:
+    """The network that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, or its `Named` makes, with weights
+    of that seed.
 
     A builder gets those of the values in `given` that it asks for by name (such as shape, num_classes). A file's code
     is run: only name files you trust. The global generator stays as it was. Raises FileNotFoundError for a missing
     file, ValueError for an unknown name or a builder that fails, TypeError when no nn.Module comes back.
     """
-    make = named(text, models, "model", given=tuple(given))
+    make = named(text, models, "model", given=tuple(given)) if isinstance(text, str) else text
+    text = str(text)
     if isinstance(make.builder, nn.Module):
         kind = type(make.builder).__name__
         raise TypeError(f"model {text!r}: the instance is a {kind}; expected a function that returns the network")

@@ -21,7 +21,7 @@ from sparring.core.files import read_json
 
 DATA = "[KIND:]PATH,KEY=VALUE...: a name from 'sparring list data', a folder or a file; or FILE.py:FUNCTION"
 THREAT = "what may be changed: linf:8/255, l2:0.5, l1:12, linf:0.1,box=none, or FILE.py:FUNCTION"
-MODEL = "a name from 'sparring list models', or FILE.py:FUNCTION"
+MODEL = "a name from 'sparring list models', or FILE.py:FUNCTION; normalize=MEAN/STD or cifar10 goes with each"
 MAX_DROP = "exit 1 if either accuracy falls further below --baseline, such as 0.01; NAME=VALUE for another metric"
 DEVICE = "auto (the fastest there is), cpu, cuda, cuda:1 or mps"
 Seed = Annotated[int, Field(ge=0, le=2**31, description="of every random choice")]

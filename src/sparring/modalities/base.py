@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.adapters.files import build_model, load_weights
+from sparring.adapters.normalize import build_normalized, load_into
 from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
 from sparring.core.registry import Builder, Named, Option, named, options_of
@@ -121,9 +121,9 @@ class Modality:
         self, text: str, seed: int, given: Mapping[str, Any], weights: Path | None = None, data: Dataset | None = None
     ) -> nn.Module:
         """The network that a text names, with the weights of a file; one of somebody else completed, and calibrated."""
-        built = build_model(text, self.models, seed, given)
+        built = build_normalized(text, self.models, seed, given)
         if weights:
-            load_weights(built, weights)
+            load_into(built, weights)
         model = self.complete(built, given)
         if model is not built and data is not None:
             self.calibrate(model, data)
