@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, seeded
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("SPARRING_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
