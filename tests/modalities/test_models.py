@@ -247,3 +247,12 @@ def test_unsafe_or_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_text("text")
     with pytest.raises(ValueError, match="cannot be read"):
         load_weights(_net(0), tmp_path / "w.safetensors")
+
+
+def test_a_file_that_changes_the_working_folder_changes_it_for_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import os\nfrom torch import nn\nos.chdir('/')\ndef make():\n    os.chdir('/')\n    return nn.Linear(4, 3)\n"
+    )
+    before = Path.cwd()
+    build_model(f"{tmp_path / 'nets.py'}:make", {}, 0, GIVEN)
+    assert Path.cwd() == before

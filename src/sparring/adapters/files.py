@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         try:
-            model = make(*given.values())
+            with chdir(Path.cwd()):
+                model = make(*given.values())
         except (Exception, SystemExit) as error:
             if ".py:" not in make.name:
                 raise

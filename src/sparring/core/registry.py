@@ -15,7 +15,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -238,7 +238,8 @@ def _run(path: Path, about: str) -> types.ModuleType:
     assert found is not None and found.loader is not None  # a .py file always has a loader
     module = sys.modules[private] = importlib.util.module_from_spec(found)
     try:
-        found.loader.exec_module(module)
+        with chdir(Path.cwd()):  # wherever the file goes, the command's own paths stay where they were
+            found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[private]
         hint = f"; files beside it are found with PYTHONPATH={path.parent}" if isinstance(error, ImportError) else ""
