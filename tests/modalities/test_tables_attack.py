@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import fgsm
+from sparring.app.evaluate import evaluate
 from sparring.core.noise import Noise
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
@@ -305,3 +306,17 @@ def test_inputs_of_another_kind_are_told() -> None:
     told = threat("l1").describe()
     assert "l1 at most 2" in told and "5 rules" in told
     assert threat("l1", 2.0, "range").text() == "columns:2,norm=l1,units=range"
+
+
+def test_the_battery_asks_of_jumps_no_short_steps_and_of_untouched_rows_no_fall() -> None:
+    torch.manual_seed(0)
+    made, x = Columns(4.0, SMALL, "linf"), small_rows(60)
+    x = {**x, "may_change": torch.arange(60) % 4 == 0}
+    model = small_model(0)
+    y = model(x).argmax(1)
+    found = evaluate(model, [(x, y)], made, "pgd:num_steps=10,greedy", modality=TABLE, curve=(0.5, 2.0))
+    assert found.clean.value == 1 and found.robust.value < 0.78 and found.table["certified"].sum() >= 45
+    named = {finding.name for finding in found.findings}
+    assert not named & {"misleading_gradients", "curve_shape", "no_search", "rejected results"}, named
+    without = evaluate(model, [(x, y)], made, "pgd:num_steps=1", modality=TABLE, curve=())
+    assert "no_search" in {finding.name for finding in without.findings}

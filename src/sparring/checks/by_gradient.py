@@ -15,7 +15,7 @@ from sparring.checks.by_model import gradient_free
 from sparring.checks.case import Case, Measured, share_of
 from sparring.core.geometry import per_example
 from sparring.core.objectives import margin
-from sparring.core.types import map_inputs
+from sparring.core.types import Inputs, map_inputs
 
 HARMLESS = "The attacks climbed a loss that still moves, or hardly anything stands: the number does not hang on it."
 STUCK = "Where there is no gradient, an attack cannot move, and what it leaves standing is not robust."
@@ -60,8 +60,11 @@ def misleading(case: Case) -> Measured | None:
     before = margin.score(slopes.logits, case.y)
     length = limits.SHORT_STEP * per_example(threat.radius, start)
     z = threat.project(x, start + length * threat.steepest(x, slopes.by_margin))
+    shown = threat.apply(x, z)
+    if threat.discrete and _alike(shown, threat.realize(x, z)):
+        return None  # the model is shown jumps alone: no short step can keep what a gradient promises
     promised = ((z - start) * slopes.by_margin).flatten(1).sum(1)
-    rise = margin.score(case.logits(threat.apply(x, z)), case.y) - before
+    rise = margin.score(case.logits(shown), case.y) - before
     rounding = limits.ROUNDING * torch.finfo(before.dtype).eps * slopes.logits.abs().amax(1)
     clear = promised > 10 * rounding
     if int(clear.sum()) < limits.FEWEST_BROKEN:
@@ -79,6 +82,12 @@ def undone_by_rounding(case: Case) -> Measured | None:
     shown = map_inputs(lambda v: (v[fell] * 255).round() / 255, case.reference.x_adv)
     undone = share_of(case.logits(shown).argmax(1) == case.y[fell])
     return {"level": "note", "undone": undone} if undone > limits.UNDONE else None
+
+
+def _alike(one: Inputs, other: Inputs) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    return {*one} == {*other} and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _flat(grad: Tensor) -> Tensor:

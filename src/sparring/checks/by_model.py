@@ -201,5 +201,7 @@ def end_of_curve(case: Case) -> Measured | None:
     fall, further = start - here, here - there
     if min(fall, here) < limits.FALL_WORTH or further >= limits.FALL_STOPS * fall:
         return None
+    if case.at_stake - further < limits.FALL_WORTH:  # what a certificate vouches for need not fall
+        return None
     level = case.level("suspect")
     return {"level": level, "start": start, "here": here, "there": there, "fall": fall, "further": further}
