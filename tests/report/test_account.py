@@ -77,7 +77,7 @@ WORDS = {"TRUSTED": "found none", "SUSPECT": "Read the findings", "INVALID": "sa
 @pytest.mark.parametrize(("verdict", "says"), WORDS.items())
 def test_the_verdict_stands_beside_the_number(tmp_path: Path, verdict: str | None, says: str) -> None:
     text = page(tmp_path, new_run(tmp_path / "a", verdict=verdict))
-    word = verdict or "NOT CHECKED"
+    word = f"measurement {(verdict or 'not checked').lower()}"
     assert re.search(rf"60\.0 % under attack\. \S {word} ", text) and says in text
     assert not any(f" {other} " in text for other in WORDS if other not in (None, verdict))
 
@@ -86,7 +86,7 @@ def test_results_without_checks_certificate_and_table_still_make_a_page(tmp_path
     old = write_run(tmp_path / "a", "Old", right(CLEAN), right(ROBUST))
     (old / "examples.csv").unlink()
     text = page(tmp_path, old)
-    assert "60.0 % under attack. ? NOT CHECKED" in text and "these results were made without one." in text
+    assert "60.0 % under attack. ? measurement not checked" in text and "these results were made without one." in text
     assert "How close the standing ones are" not in text and "skipped as too far" not in text
     assert margins(read_evaluation(old)) is None
     unchecked = page(tmp_path, changed(old, findings=FINDINGS))
@@ -100,7 +100,7 @@ def test_findings_come_worst_first_with_what_to_do(tmp_path: Path) -> None:
     order = ["invalid Second: a invalid.", "suspect Second: c suspect.", "note First: b note.", "note First: old.",
              "note Second: b note.", "note Second: old."]  # fmt: skip
     places = [text.index(said) for said in order]
-    assert places == sorted(places) and places[-1] < text.index("What was tried")
+    assert places == sorted(places) and places[-1] < text.rindex("What was tried")
     assert "What to do next: Do &amp; look." in text and "share 0.25" in text
     assert "Odd &lt;i&gt;it&lt;/i&gt;." in text and text.count("What to do next:") == 2
     assert "The verdict on Second is INVALID: its share" in text and "The verdict on First" not in text

@@ -58,7 +58,7 @@ def test_page_is_one_file_that_loads_nothing(pair: list[Path], tmp_path: Path) -
     text, links = out.read_text(encoding="utf-8"), parsed(out)
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
     assert "http://" not in text and "https://" not in text and "@import" not in text
-    assert len([a for a in links.addresses if a.startswith("data:image/png;base64,")]) == 2 * 6 * 3
+    assert len([a for a in links.addresses if a.startswith("data:image/png;base64,")]) == 2 * (6 + 1) * 3
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in links.addresses)
     assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
     assert all(a.startswith("#p") or a.startswith("#m") or a.startswith("data:") for a in links.addresses)
@@ -74,6 +74,35 @@ def test_page_is_accessible(pair: list[Path], tmp_path: Path) -> None:
     assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == 9
     assert all("alt=" in image for image in re.findall("<img[^>]*>", text))
     assert text.count("<figure") == text.count("<figcaption")
+
+
+def test_the_contents_name_every_part_and_lead_there(pair: list[Path], tmp_path: Path) -> None:
+    text = write_report(pair, tmp_path / "r.html").read_text(encoding="utf-8")
+    parts = dict(re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', text))
+    contents = text[text.index("<nav") : text.index("</nav>")]
+    assert len(parts) == len(re.findall("<h2", text)) >= 9
+    assert re.findall(r'<a href="#([^"]+)">(.*?)</a>', contents) == list(parts.items())
+    assert set(re.findall(r'<a href="#([^"]+)"', text)) <= parts.keys()
+
+
+def test_a_picture_of_an_attack_stands_near_the_top(pair: list[Path], tmp_path: Path) -> None:
+    text = write_report(pair, tmp_path / "r.html").read_text(encoding="utf-8")
+    head, rest = text.split("<main>")
+    cards = re.findall(r"<figure class=\"card.*?</figure>", head, flags=re.S)
+    assert len(cards) == 2 and all(card.count("<img") == 3 and card in rest for card in cards)  # one for each model
+    (pair[0] / "gallery.npz").unlink()
+    head = write_report(pair[:1], tmp_path / "r.html").read_text(encoding="utf-8").split("<main>")[0]
+    assert "<figure" not in head and "further down" not in head
+
+
+def test_nothing_certified_by_interval_bounds_says_that_they_are_loose(tmp_path: Path) -> None:
+    none, some = np.zeros(N, dtype=bool), right(3)
+    said = "interval bounds are loose for networks that were not trained for them"
+    cases = ((none, "interval_margin", True), (some, "interval_margin", False), (none, "own", False))
+    for certified, name, loose in cases:
+        run = write_run(tmp_path / "a", "A", right(390), right(12), certified=certified,
+                        certification={"name": name, "settings": None})  # fmt: skip
+        assert (said in text_of(write_report([run], tmp_path / "r.html"))) == loose
 
 
 def test_plots_take_the_colours_of_the_page(pair: list[Path], tmp_path: Path) -> None:
@@ -228,7 +257,7 @@ def test_findings_and_rejected_results_are_visible(tmp_path: Path) -> None:
     results["attacks"][1]["rejected"]["outside_set"] = 7
     (run / "results.json").write_text(json.dumps(results))
     text = text_of(write_report([run], tmp_path / "r.html"))
-    before_details = text[: text.index("What was tried")]
+    before_details = text[: text.rindex("What was tried")]
     assert "weak gradient. The gradient vanishes. share 0.25" in before_details
     assert "7 results of pgd were rejected." in before_details and "outside set: 7" in before_details
 

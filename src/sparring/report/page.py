@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,36 @@ def write_report(folders: Sequence[Path], out: Path, *, title: str | None = None
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= words.FILTERS
     environment.globals["plots"] = plots
-    write_text(Path(out), environment.get_template("page.html.j2").render(_content(runs, title)))
+    page = environment.get_template("page.html.j2").render(_content(runs, title))
+    write_text(Path(out), with_contents(page))
     return Path(out)
+
+
+CONTENTS = Markup("<!-- contents -->")
+FOOLED = "What fooled it"
+
+
+def with_contents(page: str) -> str:
+    """The page with an address for every part, and the list of them where `CONTENTS` stands."""
+    headings: list[str] = []
+
+    def anchored(found: re.Match[str]) -> str:
+        headings.append(found[1])
+        return f'<h2 id="{_address(found[1])}">{found[1]}</h2>'
+
+    page = re.sub(r"<h2>(.*?)</h2>", anchored, page)
+    lines = "".join(f'<li><a href="#{_address(heading)}">{heading}</a></li>' for heading in headings)
+    return page.replace(CONTENTS, f'<nav class="contents" aria-label="Contents"><ol>{lines}</ol></nav>', 1)
+
+
+def _address(heading: str) -> str:
+    return "part-" + re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
+def first_card(gallery: str) -> Markup:
+    """The first example that a gallery shows, for the top of the page; nothing where it shows none."""
+    found = re.search(r'<figure class="card.*?</figure>', gallery, flags=re.DOTALL)
+    return Markup(found[0] if found else "")
 
 
 def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
@@ -48,12 +77,14 @@ def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     names = f"{', '.join(others)} and {last}" if others else last
     curves = [{point.radius: point.robust_accuracy for point in run.results.curve} for run in runs]
     findings = [(run, finding) for run in runs for finding in run.results.findings]
+    galleries = [_gallery(run) for run in runs]
     return {
+        "contents": CONTENTS, "fooled": _address(FOOLED), "firsts": [first_card(shown) for shown in galleries],
         "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "names": names, "runs": runs,
         "threat": runs[0].results.threat, "findings": sorted(findings, key=lambda pair: -pair[1].severity),
         "bars": [bracket(run.results) for run in runs], "cascades": [cascade(run.results) for run in runs],
         "closeness": [margins(run) for run in runs], "curves": curves, "radii": sorted(set().union(*curves)),
-        "effects": [_effect(runs[0], other) for other in runs[1:]], "galleries": [_gallery(run) for run in runs],
+        "effects": [_effect(runs[0], other) for other in runs[1:]], "galleries": galleries,
         "per_class": [{row.label: row for row in run.results.per_class} for run in runs],
         "others": list(dict.fromkeys(name for run in runs for name in run.results.metrics if name not in _SHOWN)),
     }  # fmt: skip
