@@ -41,18 +41,18 @@ RUNS = {
     "plain": {"recipe": "standard", "epochs": 8},
     "hull": {"recipe": "hull", "epochs": 6},
     "ibp": {"recipe": "ibp:weight=0.3", "epochs": 8, "averaging": 0.995},
+    "ibp 12": {"recipe": "ibp:weight=0.3,ramp=0.1..0.5", "epochs": 12},
 }
 CHOICES: dict[str, dict[str, Any]] = {
     **RUNS,
     "plain 5": {"recipe": "standard", "epochs": 5},
     "hull beta 0.5": {"recipe": "hull:beta=0.5", "epochs": 6},
+    "hull beta 2": {"recipe": "hull:beta=2", "epochs": 6},
+    "ibp 0.15": {"recipe": "ibp:weight=0.15", "epochs": 8},
     "ibp 0.5": {"recipe": "ibp:weight=0.5", "epochs": 8},
     "ibp 0.35": {"recipe": "ibp:weight=0.35", "epochs": 8},
-    "substituted": {"recipe": "substituted", "epochs": 6},
     "plain averaged": {"recipe": "standard", "epochs": 8, "averaging": 0.995},
-    "hull averaged": {"recipe": "hull", "epochs": 6, "averaging": 0.995},
     "ibp 0.25": {"recipe": "ibp:weight=0.25", "epochs": 8},
-    "ibp 12": {"recipe": "ibp:weight=0.3,ramp=0.1..0.5", "epochs": 12},
 }
 
 

@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Texts:
 @pytest.fixture(scope="module")
 def networks(data: Texts) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    given = {"vocabulary": data.facts["vocabulary"], "num_classes": 2}
+    given = {"vocabulary": data.facts["vocabulary"], "num_classes": 2, "vector_size": None}
     shape: Any = {"transformer-small": {"shape": data.shape}}
     made = {name: make(**given, **shape.get(name, {}), size=8, hidden=8).eval() for name, make in TEXT_MODELS.items()}
     return {name: learned(net, data, 25) if name in ("bag", "cnn-text") else net for name, net in made.items()}
@@ -110,7 +110,7 @@ def test_searches_against_all_combinations(name: str, share: float, least: float
     threat = words(data, f"words:{share}")
     x, y = crowded(data)
     torch.manual_seed(5)
-    network = TEXT_MODELS[name](data.facts["vocabulary"], 2, size=8, hidden=8).eval()
+    network = TEXT_MODELS[name](data.facts["vocabulary"], 2, None, size=8, hidden=8).eval()
     with torch.no_grad():
         network.words.weight.mul_(5)  # type: ignore[operator, union-attr]
         start = margin.score(network(x), y)

@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Texts:
 
 def network(name: str, data: Texts, seed: int = 0, size: int = 8) -> Any:
     torch.manual_seed(seed)
-    return TEXT_MODELS[name](data.facts["vocabulary"], 2, size=size, hidden=8)
+    return TEXT_MODELS[name](data.facts["vocabulary"], 2, vector_size=None, size=size, hidden=8)
 
 
 def batch(data: Texts, count: int = 32) -> tuple[dict[str, Tensor], Tensor]:
@@ -135,8 +135,8 @@ def test_the_step_in_the_hull_is_the_gradient_in_logits(data: Texts) -> None:
 
 
 def test_some_words_are_kept_by_chance(data: Texts) -> None:
-    threat, (x, _) = KIND.make_threat("words:1.0", data), batch(data, 160)
-    noise = Noise.make(0, "test", torch.arange(160))
+    threat, (x, _) = KIND.make_threat("words:1.0", data), batch(data, 120)
+    noise = Noise.make(0, "test", torch.arange(120))
     grad = torch.ones_like(threat.null(x))
     z, _ = SomeWords(0.75).step(Problem(threat, x, 1, noise), threat.null(x), Seen(grad, grad > 0, grad), None, 0)
     kept = float(z.sum() / threat.changeable(x).sum())

@@ -112,14 +112,14 @@ class Attentive(TextNet):
 
 
 def bag(
-    vocabulary: int, num_classes: int, vector_size: int | None = None, *, size: int = 50, hidden: int = 64
+    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64
 ) -> nn.Module:
     """Each word by itself, their mean, two linear layers; order plays no part."""
     return PooledNet(vocabulary, num_classes, vector_size or size, hidden, 0)
 
 
 def cnn_text(
-    vocabulary: int, num_classes: int, vector_size: int | None = None, *, size: int = 50, hidden: int = 64,
+    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64,
     window: int = 3,
 ) -> nn.Module:  # fmt: skip
     """As the bag, with a convolution over neighbouring words (an odd window). Source: after Kim 2014, mean for max."""
@@ -129,14 +129,14 @@ def cnn_text(
 
 
 def bilstm(
-    vocabulary: int, num_classes: int, vector_size: int | None = None, *, size: int = 50, hidden: int = 64
+    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64
 ) -> nn.Module:
     """One layer of LSTM in both directions, and the mean of its outputs."""
     return Recurrent(vocabulary, num_classes, vector_size or size, hidden)
 
 
 def transformer_small(
-    vocabulary: int, num_classes: int, shape: Any, vector_size: int | None = None, *, size: int = 50,
+    vocabulary: int, num_classes: int, shape: Any, vector_size: int | None, *, size: int = 50,
     hidden: int = 64, layers: int = 2,
 ) -> nn.Module:  # fmt: skip
     """Two transformer layers of four heads on learned places, and the mean of their outputs."""
