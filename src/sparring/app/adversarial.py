@@ -13,6 +13,7 @@ import torch
 from sparring.app import train_run as runs
 from sparring.app.evaluate_folder import Subject
 from sparring.app.settings import EvaluationSettings
+from sparring.core.batches import draw
 from sparring.core.files import write_atomically
 from sparring.core.machine import Machine, find_machine
 from sparring.core.registry import name_of
@@ -88,12 +89,13 @@ def craft(
         raise ValueError(f"{modality.name}: this kind of input has no pictures; leave out --png, --out holds them all")
     threat = modality.make_threat(s.threat, dataset, subject.model)
     stages = modality.make_plan(s.attacks, threat)
-    batches = dataset.batches(s.split, s.batch_size, s.num_examples)
+    rows = draw(getattr(dataset, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
+    batches = dataset.batches(s.split, s.batch_size, rows=rows)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
     pairs = list(batches)
     found = measure(
         machine.place(subject.model), pairs, threat, stages, seed=s.seed, curve=(), gallery_size=len(batches.y),
-        observe=observe,
+        numbers=rows, observe=observe,
     )  # fmt: skip
     arrays = {name: tensor.numpy() for name, tensor in found.gallery.items()} or _none_of(pairs[0][0])
     if modality.caption:
@@ -103,7 +105,8 @@ def craft(
     for name, array in arrays.items():
         side, _, what = name.partition("_")
         told[f"{what}_{words[side]}" if what and side in words else words.get(name, name)] = array
-    told["size"] = found.table["size"][torch.from_numpy(told["index"])].numpy()
+    sizes = dict(zip(found.table["index"].tolist(), found.table["size"].tolist(), strict=True))
+    told["size"] = np.array([sizes[index] for index in told["index"].tolist()], np.float32)
     about = {"threat": s.threat, "attacks": ",".join(map(name_of, stages)), "data": dataset.name, "split": s.split}
     told |= {name: np.array(text) for name, text in about.items()} | {"seed": np.array(s.seed)}
     return Crafted(told, found, modality, threat, machine)

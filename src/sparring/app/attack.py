@@ -9,7 +9,7 @@ import typer
 
 from sparring.app.settings import EvaluationSettings, with_options
 
-OPTIONS = ("data", "threat", "split", "attacks", "num_examples", "batch_size", "seed", "device")
+OPTIONS = ("data", "threat", "split", "attacks", "num_examples", "balanced", "batch_size", "seed", "device")
 
 
 def chosen(
