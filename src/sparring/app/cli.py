@@ -6,12 +6,11 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sparring.app.attack import attack_, chosen
-from sparring.app.compare import compare_
 from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
 app = typer.Typer(
@@ -155,7 +154,22 @@ def report(
 
 
 app.command(name="attack")(attack_)
-app.command(name="compare")(compare_)
+
+
+@app.command(name="compare")
+def compare_(
+    folders: Annotated[
+        list[Path], typer.Argument(help="run or evaluation folders, or folders of them; the first is compared with")
+    ],
+    format: Annotated[Literal["text", "csv", "markdown"], typer.Option(help="how the table is written")] = "text",
+) -> None:
+    """Compare many runs: one table with a row for each recipe, mean and spread over its seeds.
+
+    Models that were measured on the same examples are paired by McNemar's test.
+    """
+    from sparring.app.compare import comparison
+
+    typer.echo(comparison(folders, format, _say), nl=False)
 
 
 @app.command(name="list")

@@ -6,9 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from sparring.results.read import locate, read_evaluation
 from sparring.results.table import Spread, Table, TableRow, tables_of
@@ -25,18 +23,9 @@ CSV_HEAD = (
 Format = Literal["text", "csv", "markdown"]
 
 
-def compare_(
-    folders: Annotated[
-        list[Path], typer.Argument(help="run or evaluation folders, or folders of them; the first is compared with")
-    ],
-    format: Annotated[Format, typer.Option(help="how the table is written")] = "text",
-) -> None:
-    """Compare many runs: one table with a row for each recipe, mean and spread over its seeds.
-
-    Models that were measured on the same examples are paired by McNemar's test.
-    """
-    found = tables_of([read_evaluation(file) for file in find_evaluations(folders, _say)])
-    typer.echo(written(found, format), nl=False)
+def comparison(folders: Sequence[Path], form: Format, say: Callable[[str], object]) -> str:
+    """The tables of all folders, written out; what is left out is said."""
+    return written(tables_of([read_evaluation(file) for file in find_evaluations(folders, say)]), form)
 
 
 def find_evaluations(folders: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
@@ -163,6 +152,3 @@ def _printable(text: str) -> str:
 def _is_run(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
