@@ -313,6 +313,9 @@ def test_errors(network: nn.Module) -> None:
 def test_three_classes_of_a_linear_network_fall_wherever_they_can() -> None:
     """Exact: towards each class every coordinate goes to its worse end of ball and box."""
     layer, x, radius = seeded(lambda: nn.Linear(8, 3)).double(), rand(200, 8, seed=5), 0.15
+    with torch.no_grad():
+        layer.weight.mul_(4)
+        layer.bias.copy_(-layer.weight.sum(1) / 2)  # so that every class is somebody's
     weight, low, high = layer.weight.detach(), (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
     y, rows = layer(x).argmax(1), torch.arange(200)
     worst = [layer(torch.where(weight[k] > weight[y], high, low)).detach() for k in range(3)]

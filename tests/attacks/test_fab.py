@@ -575,7 +575,7 @@ def test_errors(network: nn.Module) -> None:
     x = rand(*SHAPE, seed=1)
     with pytest.raises(TypeError, match=r"FAB knows Linf, L2 and L1 balls, not Words; try pgd there"):
         fab(words())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"x must be a tensor \(B, \*X\); got dict"):
+    with pytest.raises(ValueError, match=r"Linf changes one tensor \(B, \*X\)"):
         fab(Linf(0.1))(network, sentences(), LABELS)
     for options in ({"num_steps": -1}, {"restarts": 0}, {"targets": 0}):
         with pytest.raises(ValueError, match=r"num_steps must be at least 0, restarts and targets at least 1; got FAB"):

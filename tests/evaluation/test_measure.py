@@ -662,7 +662,7 @@ def test_images_of_any_shape(network: nn.Module) -> None:
     x = rand(6, *SHAPE[1:], seed=9)
     y = network(x).argmax(1)
     for kind, mask in itertools.product((Linf, L2), (None, rand(1, *SHAPE[1:], seed=5) < 0.6)):
-        found = measure(network, cut(x, y, 4), kind(3.0, low=-1.0, high=2.0, mask=mask), [pgd], curve=())
+        found = measure(network, cut(x, y, 4), kind(2.9, low=-1.0, high=2.0, mask=mask), [pgd], curve=())
         assert found.robust.count < 6 and found.findings == [] and found.gallery["x_adv"].shape[1:] == SHAPE[1:]
 
 

@@ -146,6 +146,8 @@ class Ball(ThreatModel):
         return f"{self.norm}:{text_of(float(self.radius))}" + ("" if box == (0, 1) else f",box={text_of(box)}")
 
     def _why(self, x: Any) -> str:
+        if not isinstance(x, Tensor):
+            return super()._why(x)
         low, high = x.min().item(), x.max().item()
         numbers = all(isinstance(side, (int, float)) for side in (self.low, self.high))
         limits, unit = f" [{self.low}, {self.high}]" if numbers else "", numbers and (self.low, self.high) == (0, 1)
