@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparring.app import cli
 
 
-def call(*arguments: str) -> tuple[Any, str, str]:
-    """Exit code, output, errors."""
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: Any
+    out: str
+    err: str
+
+
+def call(*arguments: str) -> Outcome:
+    """Runs the command line in this process."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["sparring", *arguments]
     code: Any = None
@@ -22,4 +30,4 @@ def call(*arguments: str) -> tuple[Any, str, str]:
         code = end.code
     finally:
         sys.argv = before
-    return code, out.getvalue(), err.getvalue()
+    return Outcome(code, out.getvalue(), err.getvalue())

@@ -84,7 +84,7 @@ def test_commands_parse(page: Path) -> None:
     for block in blocks(page):
         for arguments in commands(block) if block.language in ("sh", "bash", "console") else []:
             name, command, rest = group.resolve_command(group.make_context("sparring", arguments), arguments)
-            command.make_context(name, rest)
+            assert command.make_context(name, rest).info_name == name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -12,30 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import typer
 
-from command import call
+from command import Outcome
+from command import call as sparring
 from sparring.app import cli
 
 COMMAND = [sys.executable, "-m", "sparring.app.cli"]
-
-
-class Outcome(NamedTuple):
-    """How a command ended."""
-
-    code: Any
-    out: str
-    err: str
-
-
-def sparring(*arguments: str) -> Outcome:
-    """Runs the command line in this process."""
-    return Outcome(*call(*arguments))
 
 
 # What the commands are run on ------------------------------------------------------------------------------------

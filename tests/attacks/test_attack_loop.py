@@ -599,12 +599,14 @@ ASKS_WHO_STANDS = ("apgd-t", "fab", "fab-t", "square")  # a wait per target or q
 def test_the_loop_never_waits_for_the_device(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    attacks = [ATTACKS[name](threat) for threat in (Linf(0.1), L2(torch.tensor([0.1, 0.2, 0.3]), mask=MASK))]
-    noise = stream(3)
+    threats = (Linf(0.1), L2(torch.tensor([0.1, 0.2, 0.3]), mask=MASK))
+    attacks, found, noise = [ATTACKS[name](threat) for threat in threats], [], stream(3)
     # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations freeze the model
     with nothing_waits(monkeypatch):
         for attack in attacks:
-            attack(Frozen(network), images, LABELS, noise=noise)
+            found.append(attack(Frozen(network), images, LABELS, noise=noise))
+    for threat, result in zip(threats, found, strict=True):
+        assert result.z.shape == images.shape and bool(inside(threat, images, result.z).all()), "and it did its work"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -189,9 +189,10 @@ def test_of_several_state_dicts_the_key_says_which(tmp_path: Path) -> None:
 
 
 def test_weights_saved_before_batch_norm_counted_its_batches(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
-    torch.save({k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pt")
-    load_weights(net, tmp_path / "w.pt")
+    old, new = (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)) for _ in range(2))
+    torch.save({k: v for k, v in old.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pt")
+    x = torch.rand(4, 6)
+    assert torch.equal(load_weights(new, tmp_path / "w.pt").eval()(x), old.eval()(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])

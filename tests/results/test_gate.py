@@ -7,13 +7,14 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
-from command import call
+from command import Outcome
+from command import call as sparring
 from sparring.app.cli import app
 from sparring.results.gate import Demands, GateCheck, judge, read_baseline, read_bounds
 from sparring.results.read import StoredEvaluation, locate, read_evaluation
@@ -22,18 +23,6 @@ from sparring.results.statistics import examples_needed, wilson
 
 Z95 = 1.959963984540054
 PAGE = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
-
-
-class Outcome(NamedTuple):
-    """How a command ended."""
-
-    code: Any
-    out: str
-    err: str
-
-
-def sparring(*arguments: str) -> Outcome:
-    return Outcome(*call(*arguments))
 
 
 def check_error(outcome: Outcome, fragments: tuple[str, ...]) -> None:

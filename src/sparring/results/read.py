@@ -32,6 +32,16 @@ class StoredEvaluation:
     def name(self) -> str:
         return self.results.name
 
+    def answer(self, i: int) -> dict[str, Any]:
+        """Of kept example i: its `index` and `label`, what it was taken for `before` and `after`, how surely (`was`,
+        `now`); classes by name, confidences in percent."""
+        assert self.gallery is not None
+        classes = {"label": "label", "before": "clean_prediction", "after": "adversarial_prediction"}
+        found = {name: self.results.data.class_name(int(self.gallery[key][i])) for name, key in classes.items()}
+        for name, side in (("was", "clean"), ("now", "adversarial")):
+            found[name] = f"{100 * self.gallery[f'{side}_confidence'][i]:.1f}\N{NO-BREAK SPACE}%"
+        return {"index": int(self.gallery["index"][i]), **found}
+
 
 def locate(path: Path | str) -> Path:
     """The results.json that a path means: the file, that of an evaluation folder, or that of a run's evaluation."""

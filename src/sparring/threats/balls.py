@@ -201,7 +201,6 @@ class Linf(Ball):
     def _uniform(self, noise: Noise, like: Tensor) -> Tensor:
         return geometry.uniform_linf(noise, like)
 
-
     @property
     def allows_everything(self) -> bool:
         """Whether a finite radius is as wide as the box, so that any input may become any other."""

@@ -11,7 +11,6 @@ import numpy as np
 from markupsafe import Markup
 
 from sparring.results.read import StoredEvaluation
-from sparring.results.schema import DataEntry
 
 _CARD = Markup(
     '<figure class="card">{body}<figcaption>{before} ({was}) → <b>{after}</b> ({now})<br>'
@@ -39,7 +38,7 @@ def show(run: StoredEvaluation) -> str:
     threat = results.threat.settings if isinstance(results.threat.settings, dict) else {}
     box = {"low": x.min(), "high": x.max()}
     low, high = (float(threat[side] if isinstance(threat.get(side), int | float) else box[side]) for side in box)
-    cards = Markup().join(_card(gallery, i, results.data, low, high) for i in range(len(x)))
+    cards = Markup().join(_card(run.answer(i), x[i], x_adv[i], low, high) for i in range(len(x)))
     what = "The features that changed most, counted from 0."
     if pictures(x[0], x_adv[0], low, high):
         middle = ", orange darker and violet brighter" if x.shape[1] == 1 else ""
@@ -47,20 +46,17 @@ def show(run: StoredEvaluation) -> str:
     return Markup('<div class="cards">{}</div>\n').format(cards) + _LEGEND.format(what=what)
 
 
-def _card(gallery: Mapping[str, np.ndarray], i: int, data: DataEntry, low: float, high: float) -> Markup:
-    index, x, x_adv = int(gallery["index"][i]), gallery["x"][i], gallery["x_adv"][i]
-    keys = ("label", "clean_prediction", "adversarial_prediction")
-    label, before, after = (data.class_name(int(gallery[key][i])) for key in keys)
-    was, now = (f"{100 * gallery[f'{side}_confidence'][i]:.1f}\u00a0%" for side in ("clean", "adversarial"))
+def _card(answer: Mapping[str, Any], x: np.ndarray, x_adv: np.ndarray, low: float, high: float) -> Markup:
+    index = answer["index"]
     found = pictures(x, x_adv, low, high)
     if found:
         factor = found["factor"]
         times = f"change \N{MULTIPLICATION SIGN}{_short(factor) if factor < 10 else round(factor)}"
         body = Markup('<div class="trio">{}{}{}</div>').format(
-            _PICTURE.format(source=found["clean"], alt=f"Example {index} as it was, {label}", words="clean"),
+            _PICTURE.format(source=found["clean"], alt=f"Example {index} as it was, {answer['label']}", words="clean"),
             _PICTURE.format(source=found["change"], alt="The change, magnified", words=times),
             _PICTURE.format(source=found["adversarial"], words="attacked",
-                            alt=f"Example {index} after the attack, taken for {after}"),
+                            alt=f"Example {index} after the attack, taken for {answer['after']}"),
         )  # fmt: skip
     else:
         rows = Markup().join(
@@ -68,7 +64,7 @@ def _card(gallery: Mapping[str, np.ndarray], i: int, data: DataEntry, low: float
             for f in most_changed(x, x_adv)
         )
         body = _TABLE.format(index=index, rows=rows)
-    return _CARD.format(body=body, before=before, was=was, after=after, now=now, index=index, label=label)
+    return _CARD.format(body=body, **answer)
 
 
 def _short(value: float) -> str:

@@ -5,6 +5,7 @@ Shapes: B rows, D columns, P members of a population, Q candidates of a row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ def _scores(threat: Columns, model: Model, x: Rows, z: Tensor, label: Tensor, be
 
 
 @dataclass(frozen=True)
-class TableSearch:
+class TableSearch(ABC):
     """What both searches share: the clean row first, then rounds on the rows that do not fool yet."""
 
     threat: Columns
@@ -84,9 +85,9 @@ class TableSearch:
             cost = Cost(best.queries)
             return AttackResult(x_adv, best.z, self.threat.size(x, best.z), best.loss, best.reached, cost)
 
+    @abstractmethod
     def rounds(self, model: Model, x: Rows, label: Tensor, noise: Noise, best: _Best) -> None:
         """Improves `best`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

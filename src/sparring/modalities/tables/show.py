@@ -35,10 +35,7 @@ def show_rows(run: StoredEvaluation) -> str:
             _ROW.format(name=names[j] if names else f"column {j}", before=f"{x[j]:.6g}", after=f"{x_adv[j]:.6g}")
             for j in changed
         )
-        sides = (int(gallery[f"{side}_prediction"][i]) for side in ("clean", "adversarial"))
-        before, after = map(run.results.data.class_name, sides)
-        index, same = int(gallery["index"][i]), len(x) - len(changed)
-        cards += _CARD.format(rows=rows, index=index, same=same, before=before, after=after)
+        cards += _CARD.format(rows=rows, same=len(x) - len(changed), **run.answer(i))
     return Markup('<div class="cards">{}</div>\n').format(cards)
 
 

@@ -5,6 +5,7 @@ Shapes: B texts, L units, K substitutes, D numbers in a vector, H features, C cl
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ SPREAD = 0.3
 """Standard deviation of vectors that begin at random."""
 
 
-class TextNet(nn.Module):
+class TextNet(nn.Module, ABC):
     """Word vectors, and what a subclass makes of them: `judge(vectors (B, L, D), mask (B, L)) -> logits (B, C)`.
 
     forward takes named tensors: `ids` (B, L) and `mask`; with `weights` (B, L, K), `ids` are (B, L, K) and a word is
@@ -51,9 +52,9 @@ class TextNet(nn.Module):
             vectors = (vectors * x["weights"][..., None]).sum(2)
         return vectors + x["offset"] if "offset" in x else vectors
 
+    @abstractmethod
     def judge(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, C)."""
-        raise NotImplementedError
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         return self.judge(self.embed(x), x["mask"])

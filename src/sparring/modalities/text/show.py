@@ -11,8 +11,8 @@ from markupsafe import Markup
 from sparring.results.read import StoredEvaluation
 
 _CARD = Markup(
-    '<figure class="card text"><div class="sides"><p dir="auto">{was}</p><p dir="auto">{now}</p></div>'
-    "<figcaption>{before} ({sure}) → <b>{after}</b> ({then})<br>"
+    '<figure class="card text"><div class="sides"><p dir="auto">{original}</p><p dir="auto">{attacked}</p></div>'
+    "<figcaption>{before} ({was}) → <b>{after}</b> ({now})<br>"
     "<small>example {index}, in truth {label}; {changed}</small></figcaption></figure>\n"
 )
 _STYLE = Markup(
@@ -30,22 +30,19 @@ _LEGEND = Markup(
 
 def show_texts(run: StoredEvaluation) -> str:
     """HTML cards of the turned texts that were kept with their `words` (see `caption`); all text is escaped."""
-    gallery, results = run.gallery, run.results
+    gallery = run.gallery
     if gallery is None or not len(gallery["index"]):
         return ""
     if "words" not in gallery:
         return str(Markup("<p>The texts behind these examples were not kept, so there is nothing to read.</p>"))
-    name, cards, shares = results.data.class_name, [], []
+    cards, shares = [], []
     for i, told in enumerate(gallery["words"]):
         pairs: list[Sequence[str]] = json.loads(str(told))
         changed, length = sum(a != b for a, b in pairs), int(gallery["x/mask"][i].sum())
         shares.append(changed / max(1, length))
-        keys = ("label", "clean_prediction", "adversarial_prediction")
-        label, before, after = (name(int(gallery[key][i])) for key in keys)
         cards.append(_CARD.format(
-            was=_side(pairs, 0), now=_side(pairs, 1), before=before, after=after, label=label,
-            sure=_percent(gallery["clean_confidence"][i]), then=_percent(gallery["adversarial_confidence"][i]),
-            index=int(gallery["index"][i]), changed=f"{changed} of {length} words changed",
+            original=_side(pairs, 0), attacked=_side(pairs, 1), changed=f"{changed} of {length} words changed",
+            **run.answer(i),
         ))  # fmt: skip
     legend = _LEGEND.format(average=float(np.mean(shares)))
     return _STYLE + Markup('<div class="cards">{}</div>\n').format(Markup().join(cards)) + legend
@@ -54,7 +51,3 @@ def show_texts(run: StoredEvaluation) -> str:
 def _side(pairs: Sequence[Sequence[str]], side: int) -> Markup:
     parts = (Markup("<mark>{}</mark>").format(pair[side]) if pair[0] != pair[1] else pair[side] for pair in pairs)
     return Markup().join(parts)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
