@@ -12,6 +12,7 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m "hypothesis and not slow" --hypothesis-profile=random
 
 # what rounding could change, with the kernels of a CPU without AVX
 test-other-cpu: .venv/installed-dev

@@ -7,11 +7,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, seeded
 
 torch.set_num_threads(int(os.environ.get("SPARRING_TEST_THREADS", "1")))
+
+
+# The same examples in every run, so that whoever changes a line sees what that line broke; `make test-slow` draws anew.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

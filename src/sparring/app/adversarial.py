@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sparring.app import train_run as runs
-from sparring.app.evaluate_folder import Subject
+from sparring.app.evaluate_folder import Subject, question_of
 from sparring.app.settings import EvaluationSettings
-from sparring.core.batches import draw
 from sparring.core.files import write_atomically
 from sparring.core.machine import Machine, find_machine
 from sparring.core.registry import name_of
@@ -21,7 +19,6 @@ from sparring.core.types import Inputs, map_inputs, take
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.one_batch import predict
-from sparring.modalities import find_data
 from sparring.modalities.base import Modality
 from sparring.threats import Ball, ThreatModel, inside
 
@@ -84,17 +81,11 @@ def craft(
     pictures: they are to be written as such, too. Raises ValueError (PreflightError among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
-    dataset, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
+    dataset, modality, threat, stages, rows, pairs = question_of(subject, s, machine)
     if pictures and modality.write is None:
         raise ValueError(f"{modality.name}: this kind of input has no pictures; leave out --png, --out holds them all")
-    threat = modality.make_threat(s.threat, dataset, subject.model)
-    stages = modality.make_plan(s.attacks, threat)
-    rows = draw(getattr(dataset, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
-    batches = dataset.batches(s.split, s.batch_size, rows=rows)
-    batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
-    pairs = list(batches)
     found = measure(
-        machine.place(subject.model), pairs, threat, stages, seed=s.seed, curve=(), gallery_size=len(batches.y),
+        machine.place(subject.model), pairs, threat, stages, seed=s.seed, curve=(), gallery_size=len(rows),
         numbers=rows, observe=observe,
     )  # fmt: skip
     arrays = {name: tensor.numpy() for name, tensor in found.gallery.items()} or _none_of(pairs[0][0])

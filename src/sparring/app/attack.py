@@ -7,44 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from sparring.app.chosen import Checkpoint, ModelText, RunFolder, WeightsFile, chosen, say
 from sparring.app.settings import EvaluationSettings, with_options
 
 OPTIONS = ("data", "threat", "split", "attacks", "num_examples", "balanced", "batch_size", "seed", "device")
 
 
-def chosen(
-    run: Path | None, model: str | None, weights: Path | None, checkpoint: str | None, given: dict[str, Any], needs: str
-) -> tuple[Any, dict[str, Any]]:
-    """The model that a command names, and its settings, those of a run folder where they are not given.
-
-    needs: what else has to be given without a run folder, for the error. Raises ValueError.
-    """
-    from sparring.adapters.files import runs_a_file
-    from sparring.app.evaluate_folder import from_run, from_weights
-    from sparring.app.train_run import read_config, trusted
-
-    if run:
-        if weights or (model and not runs_a_file(model)):
-            raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
-        config = read_config(run)
-        trusted(config, run, given, "data", "threat")
-        return from_run(run, checkpoint or "best", model), {"data": config.data, "threat": config.threat, **given}
-    if not (model and given.get("data") and given.get("threat")) or checkpoint:
-        raise ValueError(
-            f"give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat{needs}; "
-            "--checkpoint is for run folders"
-        )
-    return from_weights(model, weights, given["data"]), given
-
-
 @with_options(EvaluationSettings, *OPTIONS)
 def attack_(
     out: Annotated[Path, typer.Option(help="the .npz to write")],
-    run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
+    run: RunFolder = None,
     png: Annotated[Path | None, typer.Option(help="folder for them as PNG in 8 bits, for images")] = None,
-    model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,
-    weights: Annotated[Path | None, typer.Option(help=".safetensors, or a state dict")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
+    model: ModelText = None,
+    weights: WeightsFile = None,
+    checkpoint: Checkpoint = None,
     **given: Any,
 ) -> None:
     """Write the adversarial examples of a data set: those that attacks turned, each verified.
@@ -67,7 +43,7 @@ def attack_(
             pictures=png is not None,
         )  # fmt: skip
     for finding in sorted(found.evaluation.findings, key=lambda finding: -finding.severity):
-        _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
+        say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
     found.save(out)
     clean = found.evaluation.clean
     typer.echo(f"{out}: {found.num} adversarial examples at {settings.threat}, each verified; of {clean.n} examples "
@@ -77,7 +53,3 @@ def attack_(
         share = f" ({again.fools / again.num:.1%})" if again.num else ""
         permitted = "" if again.permitted is None else f", {again.permitted} of them within {settings.threat}"
         typer.echo(f"{png}: {again.num} pictures; read from the files again {again.fools}{share} still fool{permitted}")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sparring.app.attack import attack_, chosen
+from sparring.app.attack import attack_
+from sparring.app.chosen import Checkpoint, ModelText, RunFolder, WeightsFile, chosen, say
 from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
 app = typer.Typer(
@@ -28,16 +29,16 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except SystemExit as ended:  # ours come below: a model's or an attack's own code must not say how this ended
-        _say(f"error: code that was run ended the process by sys.exit({ended.code!r}); nothing it measured counts")
+        say(f"error: code that was run ended the process by sys.exit({ended.code!r}); nothing it measured counts")
         raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        say("interrupted")
         raise SystemExit(130) from None
     except Exception as error:
         if debug:
             raise
         text = getattr(error, "format_message", error.__str__)() or type(error).__name__
-        _say(f"error: {' '.join(text.split())}")
+        say(f"error: {' '.join(text.split())}")
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 
@@ -68,7 +69,7 @@ def demo(
         folders.append(run / "evaluation")
         _evaluate(from_run(run), folders[-1], EvaluationSettings(data="digits", threat="linf:0.2", seed=seed))
     page = write_report(folders, out / "report.html", title="Sparring demo: handwritten digits")
-    _say(f"\nOne seed on one small data set, as a taste. Open {page}")
+    say(f"\nOne seed on one small data set, as a taste. Open {page}")
 
 
 @app.command(name="train")
@@ -96,18 +97,18 @@ def train_(
     model = f" --model {shlex.quote(files['model'])}" if "model" in files else ""
     go_on = f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}{again}"
     _train(out, asked, resume=resume, hint=go_on)
-    _say(f"next: sparring evaluate {shlex.quote(str(out))}{model}")
+    say(f"next: sparring evaluate {shlex.quote(str(out))}{model}")
 
 
 @app.command(name="evaluate")
 @with_options(GateSettings)
 @with_options(EvaluationSettings)
 def evaluate_(
-    run: Annotated[Path | None, typer.Argument(help="a run folder; its data, threat, model are the defaults")] = None,
+    run: RunFolder = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to (default: RUN/evaluation)")] = None,
-    model: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, or a name from 'sparring list models'")] = None,
-    weights: Annotated[Path | None, typer.Option(help=".safetensors, or a state dict")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="of a run: best (the default), last or averaged")] = None,
+    model: ModelText = None,
+    weights: WeightsFile = None,
+    checkpoint: Checkpoint = None,
     **given: Any,
 ) -> None:
     """Measure a model: clean and robust accuracy, security curve, report.
@@ -126,7 +127,7 @@ def evaluate_(
         _evaluate(subject, out, settings, speak=here.rank == 0)
     if here.rank:
         return
-    _say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
     if demanded:
         _gate(out / "results.json", demands)
 
@@ -150,7 +151,7 @@ def report(
     from sparring.results.read import locate
 
     folder = locate(folders[0]).parent if len(folders) == 1 else Path()
-    _say(f"report: {write_report(folders, out or folder / 'report.html')}")
+    say(f"report: {write_report(folders, out or folder / 'report.html')}")
 
 
 app.command(name="attack")(attack_)
@@ -169,7 +170,7 @@ def compare_(
     """
     from sparring.app.compare import comparison
 
-    typer.echo(comparison(folders, format, _say), nl=False)
+    typer.echo(comparison(folders, format, say), nl=False)
 
 
 @app.command(name="list")
@@ -195,7 +196,7 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
     from sparring.app import train_run as runs
     from sparring.app.progress import ProgressLine, interrupts, training_note
 
-    with interrupts(_say) as interrupted, ProgressLine(out.name) as line:
+    with interrupts(say) as interrupted, ProgressLine(out.name) as line:
 
         def observe(state: Any) -> bool:
             line.show(state.step, lambda: training_note(state), total=state.total)
@@ -206,13 +207,13 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
         else:
             result = runs.start_run(runs.settings_for(asked), out, observe=observe)
     if result.stopped:
-        _say(result.stopped)
-        _say(hint if interrupted() else f"what was learned before is in {out}")
+        say(result.stopped)
+        say(hint if interrupted() else f"what was learned before is in {out}")
         raise typer.Exit(130 if interrupted() else 1)
     if not resume:
         _say_taken(asked["data"])
     best = result.history[result.best_epoch]
-    _say(
+    say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
         f"{best['clean_accuracy']:.1%} clean, {best['robust_accuracy']:.1%} under a light attack (held-out data)"
     )
@@ -230,21 +231,21 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
         return
     with suppress(ValueError, OSError):  # none there, or one that cannot be read
         old = read_evaluation(out / "results.json").results
-        _say(f"replacing the results in {out}: {old.threat.text}, n = {old.metrics['robust_accuracy'].n}")
+        say(f"replacing the results in {out}: {old.threat.text}, n = {old.metrics['robust_accuracy'].n}")
     with ProgressLine(f"{settings.name or subject.name}: evaluating") as line:
         told: list[int] = []
 
         def observe(now: Any) -> None:
             if now.kept and not told:
                 told.append(now.kept)
-                _say(f"going on with {now.kept} of {now.batches} batches done")
+                say(f"going on with {now.kept} of {now.batches} batches done")
             line.show(now.fraction or 0.0, lambda: evaluation_note(now), total=None if now.fraction is None else 1.0)
 
         try:
             found = evaluate_folder(subject, out, settings, command=command, observe=observe)
         except KeyboardInterrupt:
             if (out / "parts").exists():
-                _say("the finished batches are kept; the same command goes on with them")
+                say("the finished batches are kept; the same command goes on with them")
             raise
     assert found is not None  # only silent processes get none
     _say_taken(settings.data)
@@ -253,7 +254,7 @@ def _evaluate(subject: Any, out: Path, settings: EvaluationSettings, *, speak: b
 
 def _say_results(found: Any) -> None:
     for finding in sorted(found.findings, key=lambda finding: -finding.severity):
-        _say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
+        say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())
     clean, robust, certified = (found.metrics.get(f"{kind}_accuracy") for kind in ("clean", "robust", "certified"))
     lower = f", certified at least {certified.value:.1%}" if certified else ""
     typer.echo(
@@ -268,7 +269,7 @@ def _say_taken(data: str) -> None:
     from sparring.modalities import find_data
 
     if taken := find_data(data).taken:
-        _say(taken)
+        say(taken)
 
 
 def _demands(judged: Path, asked: GateSettings) -> Any:
@@ -290,15 +291,12 @@ def _gate(results: Path, demands: Any) -> None:
 
     decision = judge(read_evaluation(results), demands)
     for note in decision.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     for check in decision.checks:
         typer.echo(f"{'pass' if check.passed else 'FAIL'}: {check.sentence}")
     if not decision.passed:
         raise typer.Exit(1)
 
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
 from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
+from sparring.attacks.plans import Stage
 from sparring.core.batches import draw
 from sparring.core.files import sole_writer
-from sparring.core.machine import find_machine
+from sparring.core.machine import Machine, find_machine
 from sparring.core.registry import parse
+from sparring.core.types import Inputs
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
 from sparring.modalities import find_data
+from sparring.modalities.base import Dataset, Modality
 from sparring.results.schema import Results
+from sparring.threats import ThreatModel
 
 
 class Subject(NamedTuple):
@@ -57,6 +61,29 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
 
+class Question(NamedTuple):
+    """What a model is to be measured with: the examples that the seed draws, the threat, the attacks."""
+
+    data: Dataset
+    modality: Modality
+    threat: ThreatModel
+    stages: tuple[Stage, ...]
+    rows: Tensor
+    pairs: list[tuple[Inputs, Tensor]]
+
+
+def question_of(subject: Subject, settings: EvaluationSettings, machine: Machine) -> Question:
+    """What the settings ask of a subject; the batches lie on the machine's device."""
+    s = settings
+    data, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
+    threat = modality.make_threat(s.threat, data, subject.model)
+    stages = modality.make_plan(s.attacks, threat)
+    rows = draw(getattr(data, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
+    batches = data.batches(s.split, s.batch_size, rows=rows)
+    batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
+    return Question(data, modality, threat, stages, rows, list(batches))
+
+
 def evaluate_folder(
     subject: Subject, out: Path, settings: EvaluationSettings, *, command: str | None = None,
     observe: Callable[[Progress], object] | None = None,
@@ -68,22 +95,16 @@ def evaluate_folder(
     ValueError (PreflightError among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
-    dataset, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
-    threat = modality.make_threat(s.threat, dataset, subject.model)
-    stages = modality.make_plan(s.attacks, threat)
-    rows = draw(getattr(dataset, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
-    batches = dataset.batches(s.split, s.batch_size, rows=rows)
-    batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)
+    dataset, modality, threat, stages, rows, pairs = question_of(subject, s, machine)
     keep = out / "parts"
     digest = _sha256(file_and_key(subject.weights)[0]) if subject.weights else None
     file = Path(parse(subject.architecture).name.rpartition(":")[0]).expanduser()
     code = _sha256(file) if file.suffix == ".py" and file.is_file() else None  # of a model of the user's own
-    told = [dataset.name, s.split, len(batches.y), s.batch_size, digest, code]
+    told = [dataset.name, s.split, len(rows), s.batch_size, digest, code]
     run = functools.partial(
-        evaluate, machine.place(subject.model), list(batches), threat, stages, seed=s.seed, certify=s.certify,
+        evaluate, machine.place(subject.model), pairs, threat, stages, seed=s.seed, certify=s.certify,
         smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, numbers=rows,
-        keep=keep,
-        about=json.dumps(told), machine=machine, observe=observe,
+        keep=keep, about=json.dumps(told), machine=machine, observe=observe,
     )  # fmt: skip
     about: dict[str, Any] = {
         "name": s.name or subject.name, "command": command, "training": subject.training, "device": str(machine.device),

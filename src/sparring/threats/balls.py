@@ -206,8 +206,8 @@ class Linf(Ball):
         """Whether a finite radius is as wide as the box, so that any input may become any other."""
         if self.mask is not None or self.low is None or self.high is None:
             return False
-        width = torch.as_tensor(self.high) - torch.as_tensor(self.low)
-        radius = torch.as_tensor(self.radius)
+        low, high, radius = (torch.as_tensor(v, dtype=torch.float64) for v in (self.low, self.high, self.radius))
+        width = high - low
         return bool((width.max() <= radius.min()) & radius.isfinite().all())
 
 
