@@ -34,7 +34,7 @@ from sparring.results.schema import Results
 from sparring.results.write import write_evaluation
 from sparring.threats import L2
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import check_batch
+from sparring.threats.inputs import pair_of
 
 COSTLY = ("fab", "fab-t", "square")
 FEWEST_FOR_GUESSING = 30
@@ -150,8 +150,8 @@ def _pairs(batches: Iterable[Any]) -> list[tuple[Inputs, Tensor]]:
     """All batches but the empty ones; ValueError for none, and for what is no (x, y)."""
     pairs = []
     for batch in batches:
-        check_batch(batch)
-        pairs += [batch] if len(batch[1]) else []
+        x, y = pair_of(batch)
+        pairs += [(x, y)] if len(y) else []
     if not pairs:
         raise ValueError("there is nothing to evaluate: not one batch was given")
     return pairs

@@ -5,7 +5,7 @@ Shapes: N examples, B batch, *X one input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,27 @@ from sparring.core.types import Inputs, device_of, size, take
 
 Augment = Callable[[Any, Tensor, int, int], Any]
 """(x (B, *X), index (B,), epoch, seed) -> x: draws are keyed by these three, so that a resumed run repeats them."""
+
+
+LABELS = ("label", "labels", "y", "target", "targets")
+INPUTS = ("pixel_values", "image", "images", "img", "x", "input", "inputs")
+"""What the parts of a batch are called where they have names."""
+
+
+def pair_in(batch: Any) -> tuple[Any, Any] | None:
+    """(x, y) of a pair, or of named parts with one label and one input, as Hugging Face has them; None for others.
+
+    >>> pair_in({"pixel_values": 1, "labels": 2, "path": 3}), pair_in((1, 2, 3))
+    ((1, 2), None)
+    """
+    if isinstance(batch, tuple | list):
+        return (batch[0], batch[1]) if len(batch) == 2 else None
+    if not isinstance(batch, Mapping):
+        return None
+    labels = [key for key in batch if str(key).lower() in LABELS]
+    others = [key for key in batch if key not in labels]
+    inputs = [key for key in others if str(key).lower() in INPUTS] or others
+    return (batch[inputs[0]], batch[labels[0]]) if len(labels) == len(inputs) == 1 else None
 
 
 def draw(y: Tensor, count: int, seed: int, *, balanced: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from sparring.core.types import Cost, Inputs, Model, device_of, map_inputs, size
 from sparring.evaluation.fingerprint import digest
 from sparring.evaluation.kept import BatchKey, Kept
 from sparring.evaluation.one_batch import AttackRecord, Batch, BatchOutcome, BatchPlan, Measuring, stacked
-from sparring.threats.inputs import PreflightError, check_batch, check_inputs
+from sparring.threats.inputs import PreflightError, check_inputs, pair_of
 
 
 class Progress(NamedTuple):
@@ -55,8 +55,7 @@ class AllBatches:
         room = self.plan.gallery_size
         types = None
         for batch in batches:
-            check_batch(batch)
-            (x, y), number = batch, len(seen)
+            (x, y), number = pair_of(batch), len(seen)
             types = types or _types(x)
             if _types(x) != types:
                 raise PreflightError(

@@ -26,7 +26,7 @@ from sparring.results.findings import Finding
 from sparring.results.schema import Metric
 from sparring.results.statistics import wilson
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import check_batch
+from sparring.threats.inputs import pair_of
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
@@ -174,8 +174,8 @@ def measure(
     if first is None:
         raise ValueError("there is nothing to evaluate: not one batch was given")
     wanted = any(needs_grad(step.make(threat)) for step in (*plan.steps, *plan.curve_steps * bool(plan.factors)))
-    check_batch(first)
-    checked = model if isinstance(model, Preflight) else preflight(model, *first, threat, needs_grad=wanted)
+    pair = pair_of(first)
+    checked = model if isinstance(model, Preflight) else preflight(model, *pair, threat, needs_grad=wanted)
     total = walk.run(checked.model, chain([first], rest))
     return _evaluation(plan, total, checked, metrics)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
 
+from sparring.adapters.own_data import parts_of
 from sparring.core.registry import Spec, named, parse
 from sparring.modalities.base import Dataset, Modality
 
@@ -16,6 +18,8 @@ MODALITIES: dict[str, str] = {
     "text": "sparring.modalities.text",
     "table": "sparring.modalities.tables",
 }
+PLAIN = "images"
+"""What a user's own arrays are, where no kind is named."""
 
 
 class Loaded(NamedTuple):
@@ -35,7 +39,8 @@ def find(kind: str) -> Modality:
 
 
 def load_data(text: str) -> Dataset:
-    """The data set that `[KIND:]PATH,KEY=VALUE...` names, or the one that FILE.py:FUNCTION returns.
+    """The data set that `[KIND:]PATH,KEY=VALUE...` names, or the one that FILE.py:FUNCTION returns, which may be torch
+    data sets, loaders or arrays, too (`adapters.own_data`).
 
     Without KIND, known names and what lies at the path decide. Raises ValueError where two kinds would take it or none
     can, FileNotFoundError where nothing is there.
@@ -58,16 +63,30 @@ def find_data(text: str) -> Loaded:
 def _read(spec: Spec, stamp: tuple[int, int] | None) -> Loaded:
     text, taken = spec.text, ""
     if ".py:" in spec.name:
-        data = named(spec, {}, "data", given=())()
-        if not isinstance(data, Dataset):
-            raise TypeError(f"data {text!r} returned a {type(data).__name__}; expected a sparring.Dataset")
-        return Loaded(data, find(data.kind), "")
+        return _of_function(spec)
     if spec.name not in MODALITIES:
         path = spec.name if spec.value is None else f"{spec.name}:{spec.value}"
         spec = spec._replace(name=kind_of(text), value=path)
         taken = f"data {text} is taken as {spec.name}; {spec.name}:{text} would say so"
     modality = find(spec.name)
     return Loaded(named(spec, {spec.name: modality.load}, "data", given=())(), modality, taken)
+
+
+def _of_function(spec: Spec) -> Loaded:
+    """The data that a user's function returns: a Dataset, or data sets, loaders and arrays, read as a whole."""
+    make = named(spec, {}, "data", given=())
+    try:
+        with chdir(Path.cwd()):
+            found = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"data {spec.text!r} failed with {type(error).__name__}: {error}") from error
+    if isinstance(found, Dataset):
+        return Loaded(found, find(found.kind), "")
+    modality, (train, test) = find(PLAIN), parts_of(found, f"data {spec.text!r}")
+    assert modality.collect is not None
+    path, _, function = spec.name.rpartition(":")
+    told = " ".join(part.told for part in (train, test) if part and part.told)
+    return Loaded(modality.collect(f"{Path(path).name}:{function}", train, test), modality, told)
 
 
 def kind_of(text: str) -> str:

@@ -67,6 +67,10 @@ class Dataset:
         if split not in ("test", "train"):
             raise ValueError(f"split {split!r} is unknown; there are test, train")
         x, y = (getattr(self, f"{side}_{split}") for side in "xy")
+        if not len(y):
+            raise ValueError(
+                f"{self.name} has no {split} examples; give it some: return (train, test) where it is made"
+            )
         rows = torch.arange(len(y))[:count] if rows is None else rows
         return Batches(take(x, rows), y[rows], batch_size, prepare=self.prepare)
 
@@ -85,7 +89,8 @@ class Modality:
     threat) -> a lower bound of margins (see `measure`) or None, and why there is none. metrics: see `measure`. show:
     (stored evaluation) -> html, such as some attacked examples. caption: (data, gallery, split, threat) -> further
     arrays for a gallery, of what only the data know (the strings behind numbers), for `show`. write: (folder, x, x_adv,
-    names, threat) writes a file NAME for each example and returns the x_adv that these files hold, read again.
+    names, threat) writes a file NAME for each example and returns the x_adv that these files hold, read again. collect:
+    (name, train or None, test) -> Dataset, of a user's own examples as arrays (`adapters.own_data.Part`).
     """
 
     name: str
@@ -107,6 +112,7 @@ class Modality:
     show: Callable[..., str] | None = None
     caption: Callable[..., Mapping[str, Any]] | None = None
     write: Callable[..., Tensor] | None = None
+    collect: Callable[..., Dataset] | None = None
 
     @property
     def augment_options(self) -> dict[str, Option]:

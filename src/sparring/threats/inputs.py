@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.core.batches import LABELS, pair_in
 from sparring.core.types import Inputs, logits_of, size
 from sparring.threats.base import ThreatModel
 
@@ -91,15 +92,27 @@ def check_output(out: Any, num: int) -> Tensor:
     return out[:, 0] if one_number else out
 
 
-def check_batch(batch: Any) -> None:
-    """Raises PreflightError for what is no pair (x, y) of inputs and labels."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+def pair_of(batch: Any) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of a batch: a pair (x, y), or named parts with one label and one input (`pair_in`).
+
+    Raises PreflightError for anything else.
+    """
+    pair = pair_in(batch)
+    if pair is None:
         got = f"a {type(batch).__name__}"
         if isinstance(batch, tuple | list | Mapping):
             names = map(str, batch) if isinstance(batch, Mapping) else (type(part).__name__ for part in batch)
             got += f" of {len(batch)} parts: {', '.join(names)}"
-        hint = "[(x, y)] is one batch" if isinstance(batch, Tensor) else "take them out of it, (batch[0], batch[1])"
-        raise PreflightError(f"batches must be (x, y) pairs of inputs and labels; got {got}: {hint}")
-    check_kind(batch[0])
-    if not isinstance(batch[1], Tensor):
-        check_labels(batch[1], size(batch[0]))
+        hint = "take two of them, ((b[0], b[1]) for b in batches), or let the loader's collate_fn do it"
+        if isinstance(batch, Mapping):
+            label = next((key for key in batch if str(key).lower() in LABELS), "LABEL")
+            named = ", ".join(f"{key!r}: b[{key!r}]" for key in batch if key != label)
+            hint = f"say which is what, (({{{named}}}, b[{label!r}]) for b in batches), or one input b[NAME] alone"
+        raise PreflightError(
+            "batches must be (x, y) pairs of inputs and labels; got "
+            f"{got}: {'[(x, y)] is one batch' if isinstance(batch, Tensor) else hint}"
+        )
+    check_kind(pair[0])
+    if not isinstance(pair[1], Tensor):
+        check_labels(pair[1], size(pair[0]))
+    return pair

@@ -19,7 +19,7 @@ from sparring.core.machine import Machine
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
-from sparring.threats.inputs import check_batch
+from sparring.threats.inputs import pair_of
 from sparring.training.guard import Guard, NonFinite, Rollback, Stop, first_trouble, wide, with_recipe_options
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule
@@ -225,8 +225,7 @@ def train(
             started = time.monotonic()
             model.train()
             for batch in _rest_of_epoch(batches, state):
-                check_batch(batch)
-                x, y = machine.place(dict(enumerate(batch))).values() if machine else batch
+                x, y = machine.place(dict(enumerate(pair_of(batch)))).values() if machine else pair_of(batch)
                 current = _at_progress(state, recipe, schedule, rates)
                 _step(state, current, map_inputs(aligned, x), aligned(y), seed)
                 state.seconds += time.monotonic() - started

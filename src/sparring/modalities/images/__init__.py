@@ -4,7 +4,7 @@ from sparring.certify.interval import find_interval_bound
 from sparring.core.layers import Normalize as Normalize
 from sparring.modalities.base import Modality
 from sparring.modalities.images.augment import crop_and_flip as crop_and_flip
-from sparring.modalities.images.data import KNOWN, read_images, reads
+from sparring.modalities.images.data import KNOWN, collect_images, read_images, reads
 from sparring.modalities.images.data import scale as scale
 from sparring.modalities.images.files import write_pngs
 from sparring.modalities.images.models import MODELS as MODELS
@@ -20,5 +20,5 @@ from sparring.modalities.images.show import show
 
 MODALITY = Modality(
     name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, augment=crop_and_flip,
-    certify=find_interval_bound, show=show, write=write_pngs,
+    certify=find_interval_bound, show=show, write=write_pngs, collect=collect_images,
 )  # fmt: skip

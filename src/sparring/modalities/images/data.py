@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparring.adapters.own_data import Part
+from sparring.core.types import take
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.folders import Pictures, class_folders, need, read_class_folders, read_parquet
 
@@ -73,6 +76,18 @@ def read_images(path: str, *, size: int | None = None, first_label: int = 0) -> 
     if place.suffix != ".npz":
         raise ValueError(f"data {path!r}: cannot read a {place.suffix or 'plain'} file; expected {', '.join(KNOWN)}")
     return _npz(place, first_label)
+
+
+def collect_images(name: str, train: Part | None, test: Part) -> Dataset:
+    """The data set of examples that somebody has as arrays, read as those of an .npz file are; without `train` its
+    training part is empty. ValueError for arrays that will not do."""
+    first = test if train is None else train
+    names = list(first.class_names) if first.class_names else None
+    data = _pictures(Pictures(first.x, first.y, test.x, test.y, names), name)
+    if train:
+        return data
+    none = torch.arange(0)
+    return replace(data, x_train=take(data.x_train, none), y_train=data.y_train[none])
 
 
 def _digits() -> Dataset:
@@ -173,7 +188,7 @@ def _numbers(y: np.ndarray, key: str, name: str, first_label: int) -> Tensor:
     if y.size == 0 or y.min() < first_label or y.max() >= 2**31:
         held = "nothing" if y.size == 0 else f"{y.min()} to {y.max()}"
         raise ValueError(
-            f"{name}: {key} holds labels {held}; expected class numbers from {first_label} on (first_label=1 says that "
-            "they count from 1)"
+            f"{name}: {key} holds labels {held}; expected class numbers from {first_label} on (first_label=1 says of a "
+            "file that they count from 1; a function of your own gives y - 1)"
         )
     return torch.from_numpy(y.astype(np.int64) - first_label)
