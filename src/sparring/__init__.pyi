@@ -1,5 +1,6 @@
 """The public names and where they come from, for type checkers; `__init__.py` reads its table from here."""
 
+from sparring.adapters.black_box import BlackBox as BlackBox
 from sparring.app.evaluate import evaluate as evaluate
 from sparring.app.train_run import load as load
 from sparring.attacks.around import Averaged as Averaged

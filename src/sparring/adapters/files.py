@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.adapters.black_box import BlackBox
 from sparring.core.registry import Builder, Named, named, parse
 
 
@@ -25,12 +26,13 @@ def runs_a_file(text: str) -> bool:
 def build_model(
     text: str | Named, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]
 ) -> nn.Module:
-    """The network that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, or its `Named` makes, with weights
+    """The model that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, or its `Named` makes, with weights
     of that seed.
 
-    A builder gets those of the values in `given` that it asks for by name (such as shape, num_classes). A file's code
-    is run: only name files you trust. The global generator stays as it was. Raises FileNotFoundError for a missing
-    file, ValueError for an unknown name or a builder that fails, TypeError when no nn.Module comes back.
+    A builder gets those of the values in `given` that it asks for by name (such as shape, num_classes). An estimator or
+    a function that it returns becomes a `BlackBox`. A file's code is run: only name files you trust. The global
+    generator stays as it was. Raises FileNotFoundError for a missing file, ValueError for an unknown name or a builder
+    that fails, TypeError when neither comes back.
     """
     make = named(text, models, "model", given=tuple(given)) if isinstance(text, str) else text
     text = str(text)
@@ -48,9 +50,18 @@ def build_model(
             if ".py:" not in make.name:
                 raise
             raise ValueError(f"model {text!r} failed with {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model {text!r} returned a {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) or not (callable(model) or hasattr(model, "predict")):
+        raise TypeError(
+            f"model {text!r} returned a {type(model).__name__}; expected a torch.nn.Module, an estimator with "
+            "predict_proba, or a function from arrays to probabilities"
+        )
+    about = {name: given[name] for name in ("num_classes", "class_names") if name in given}
+    try:
+        return BlackBox(model, **about)
+    except ValueError as error:
+        raise ValueError(f"model {text!r}: {error}") from error
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparring.adapters.black_box import as_module
 from sparring.attacks.around import needs_grad
 from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.checks.battery import examine
@@ -109,9 +110,10 @@ def evaluate(
 ) -> CheckedEvaluation:
     """Clean, robust and certified accuracy with findings that say whether to believe them: `measure`, and the battery.
 
-    batches: (x, y) pairs, read once. threat: the record, or its text. attacks: a plan, a list as text, or stages (see
-    `measure`). The security curve runs them with one restart each, and without the costly ones (FAB, Square, and what
-    is kept for a few examples).
+    model: a network; or an estimator, or its `predict_proba`, which become a `BlackBox`: the default attacks are then
+    those without gradients. batches: (x, y) pairs, read once. threat: the record, or its text. attacks: a plan, a list
+    as text, or stages (see `measure`). The security curve runs them with one restart each, and without the costly ones
+    (FAB, Square, and what is kept for a few examples).
     certify: auto takes a bound where there is one, interval demands it; or a function, see `measure`. smooth: judge the
     model under that much Gaussian noise, certified by randomised smoothing (L2 only). modality: the kind of input,
     images unless given. numbers: see `measure`. machine: where several processes share the work (then only rank 0 runs
@@ -124,7 +126,8 @@ def evaluate(
     """
     pairs, modality = _pairs(batches), modality or find("images")
     threat = modality.make_threat(threat) if isinstance(threat, str) else threat
-    stages = modality.make_plan(attacks, threat) if isinstance(attacks, str) else list(attacks)
+    model = as_module(model, class_names=class_names)
+    stages = modality.make_plan(attacks, threat, model) if isinstance(attacks, str) else list(attacks)
     wanted = any(needs_grad(stage(threat)) for stage in stages)
     checked = preflight(model, *pairs[0], threat, needs_grad=wanted)
     bound, no_certificate = _certificate(certify, modality, checked.model, threat, smooth)

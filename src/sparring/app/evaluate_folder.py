@@ -57,7 +57,7 @@ def from_weights(model: str, weights: Path | None, data: str) -> Subject:
             f"--model {model} without --weights is a network that has learned nothing; one of your own, with what it "
             "learned, is FILE.py:FUNCTION"
         )
-    built = modality.make_model(model, 0, dataset.given, weights, dataset)
+    built = modality.make_model(model, 0, {**dataset.given, "class_names": dataset.class_names}, weights, dataset)
     return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
 
 
@@ -77,7 +77,7 @@ def question_of(subject: Subject, settings: EvaluationSettings, machine: Machine
     s = settings
     data, modality, _ = find_data(runs.data_text(subject.run, s.data) if subject.run else s.data)
     threat = modality.make_threat(s.threat, data, subject.model)
-    stages = modality.make_plan(s.attacks, threat)
+    stages = modality.make_plan(s.attacks, threat, subject.model)
     rows = draw(getattr(data, f"y_{s.split}"), s.num_examples, s.seed, balanced=s.balanced)
     batches = data.batches(s.split, s.batch_size, rows=rows)
     batches.x, batches.y = machine.place(batches.x), machine.place(batches.y)

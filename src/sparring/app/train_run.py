@@ -249,7 +249,13 @@ def _prepare(settings: TrainingSettings, text: str = "") -> _Job:
     """Everything that can be wrong with the settings says so here. text: of the data, where the run has kept some."""
     data, modality, _ = find_data(text or settings.data)
     weights = Path(settings.weights) if settings.weights else None
-    model = modality.make_model(str(settings.model), settings.seed, data.given, weights)
+    given = {**data.given, "class_names": data.class_names}
+    model = modality.make_model(str(settings.model), settings.seed, given, weights)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"model {str(settings.model)!r} has no weights to learn; a model without them, such as an estimator or a "
+            "function, can be evaluated: sparring evaluate --model"
+        )
     if data.start and not weights:
         data.start(model)
     threat = modality.make_threat(settings.threat, data, model)

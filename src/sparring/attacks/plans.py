@@ -106,10 +106,20 @@ def fast(threat: ThreatModel) -> str:
     return "pgd:restarts=5,pgd:restarts=5,objective=margin"
 
 
+def queries(threat: ThreatModel) -> str:
+    """What `fast` becomes for models without a gradient: Square, 2,000 queries of each example that stands."""
+    if isinstance(threat, Ball):
+        return "square:num_queries=2000"
+    raise ValueError(
+        f"there is no plan without gradients for the threat {type(threat).__name__}; name searches that need none"
+    )
+
+
 Plan = Callable[[ThreatModel], str | tuple[Stage, ...]]
 
 PLANS: dict[str, Plan] = {
     "fast": fast,
+    "queries": queries,
     "autoattack": autoattack,
     "autoattack-plus": autoattack_plus,
     "autoattack-rand": autoattack_rand,

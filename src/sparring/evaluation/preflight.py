@@ -168,8 +168,23 @@ def _gradients(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, needed: 
             "The logits have no gradient with respect to the input, so only searches without gradients were run. "
             "They break less than attacks that know the model: the number may be too high."
         )
-        return [Finding("no_gradient", sentence, {}, "suspect", "Attack what the model computes before it is cut.")]
+        step = (
+            "Attack what the model computes before it is cut; where it has no gradient at all, give the searches more "
+            "queries."
+        )
+        return [Finding("no_gradient", sentence, {}, "suspect", step), *_labels_only(logits)]
     return _of_gradients(*found)
+
+
+def _labels_only(logits: Tensor) -> list[Finding]:
+    """Told of logits that take two values: the label's, and that of all other classes."""
+    if len(logits) < 2 or logits.unique().numel() != 2 or not bool(((logits == logits.max()).sum(1) == 1).all()):
+        return []
+    sentence = (
+        "The model returns nothing but labels, so an attack cannot see whether it comes nearer: searches are blind "
+        "until they hit, and the number may be far too high."
+    )
+    return [Finding("labels_only", sentence, {}, "suspect", "Let it return probabilities.")]
 
 
 def _of_gradients(by_margin: Tensor, by_loss: Tensor) -> list[Finding]:

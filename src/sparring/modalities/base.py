@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.adapters.black_box import BlackBox
 from sparring.adapters.normalize import build_normalized, load_into
-from sparring.attacks.plans import ATTACKS, PLANS, Stage, make_plan
+from sparring.attacks.plans import ATTACKS, DEFAULT_PLAN, PLANS, Stage, make_plan
 from sparring.core.batches import Batches
 from sparring.core.registry import Builder, Named, Option, named, options_of
 from sparring.core.types import Inputs, take
@@ -135,8 +136,10 @@ class Modality:
             self.calibrate(model, data)
         return model
 
-    def make_plan(self, text: str, threat: ThreatModel) -> tuple[Stage, ...]:
-        """The stages that a text names, from the own and the shared attacks and plans."""
+    def make_plan(self, text: str, threat: ThreatModel, model: Any = None) -> tuple[Stage, ...]:
+        """The stages that a text names, from the own and the shared attacks and plans; the default plan becomes
+        `queries` for a `BlackBox`."""
+        text = "queries" if text == DEFAULT_PLAN and isinstance(model, BlackBox) else text
         return make_plan(text, threat, {**ATTACKS, **self.attacks}, {**PLANS, **self.plans})
 
     def named_recipe(self, text: str) -> Named:

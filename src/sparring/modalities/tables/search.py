@@ -232,8 +232,13 @@ def full_for_tables(threat: ThreatModel) -> str:
     return f"pgd:num_steps=40,restarts=2,{_gradients(threat, 50)},greedy,evolve,evolve:population=48"
 
 
+def queries_for_tables(threat: ThreatModel) -> str:
+    """Searches alone, for models without a gradient: greedy in 4 rounds, evolution of 60 x 32."""
+    return "greedy,evolve"
+
+
 def _gradients(threat: ThreatModel, steps: int) -> str:
     return f"apgd:num_steps={steps},objective=margin" + (",slide:num_steps=20" if threat.norm == "l1" else "")
 
 
-TABLE_PLANS = {"fast": fast_for_tables, "full": full_for_tables}
+TABLE_PLANS = {"fast": fast_for_tables, "full": full_for_tables, "queries": queries_for_tables}
