@@ -93,7 +93,7 @@ def test_the_config_is_complete(data: str, finished: Path) -> None:
     assert set(config) == {"schema", "settings", "kind", "given", "class_names", "kept"}
     assert config["given"] == {"shape": [5], "num_classes": 3} and len(config["class_names"]) == 3
     assert config["schema"] == "sparring.run/2" and config["kind"] == "images"
-    assert [name for name, value in config["settings"].items() if value is None] == ["weights"]
+    assert [name for name, value in config["settings"].items() if value is None] == ["weights", "class_weights"]
     assert set(config["settings"]) == set(TrainingSettings.model_fields)
     read = read_config(finished)
     asked = tiny(data).model_dump(exclude_none=True)
@@ -523,3 +523,64 @@ def test_the_config_of_a_run_is_a_file_of_settings(tmp_path: Path) -> None:
     start_run(settings_for(own), tmp_path / "a")
     again = read_settings(tmp_path / "a" / "config.json", [], {})
     assert settings_for(again) == read_config(tmp_path / "a")
+
+
+# Weights of classes, and models of one logit
+
+
+def rare(folder: Path) -> str:
+    """Nine of ten examples are of class 0; whatever a network learns of the two, classes overlap."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(400, 4, generator=draw)
+    y = (torch.rand(400, generator=draw) < 0.1).long()
+    x[:, 0] = (x[:, 0] + 0.3 * y).clamp(0, 1)
+    np.savez(folder / "rare.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    return f"{folder}/rare.npz"
+
+
+def test_balanced_weights_reach_the_loss_and_the_choice(tmp_path: Path) -> None:
+    asked = {"data": rare(tmp_path), "threat": "linf:0.01", "model": "mlp", "epochs": 20, "recipe": "standard"}
+    recalls = []
+    for name, more in (("plain", {}), ("weighted", {"class_weights": "balanced"}), ("same", {"class_weights": "1..1"})):
+        result = start_run(settings_for({**asked, **more}), tmp_path / name)
+        data = np.load(asked["data"])
+        right = sparring.load(tmp_path / name, "last")(torch.from_numpy(data["x_test"])).argmax(1).numpy()
+        recalls.append((right[data["y_test"] == 1] == 1).mean())
+        assert ("weighted_robust_accuracy" in result.history[0]) == bool(more)
+    assert recalls[1] > recalls[0] + 0.3
+    plain, same = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "same"))
+    assert all(torch.allclose(plain[key], same[key], atol=1e-4) for key in plain)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    data = rare(tmp_path)
+    for text in ("1..2..3", "1..x", "1", "even"):
+        with pytest.raises(ValueError, match="expected balanced, or 2 numbers with two dots"):
+            start_run(settings_for({"data": data, "threat": "linf:0.1", "class_weights": text}), tmp_path / "run")
+    (tmp_path / "own.py").write_text("def mine(threat): return lambda model, x, y, noise=None: 0")
+    with pytest.raises(ValueError, match=r"own.py:mine takes no class_weights; standard, mixed"):
+        asked = {"data": data, "recipe": f"{tmp_path}/own.py:mine", "class_weights": "balanced"}
+        start_run(settings_for(asked), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_one_logit_is_trained_as_one_of_two(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, two):\n"
+        "        super().__init__()\n"
+        "        self.layer, self.two = nn.Linear(4, 1), two\n"
+        "    def forward(self, x):\n"
+        "        s = self.layer(x)\n"
+        "        return torch.cat([0 * s, s], 1) if self.two else s\n"
+        "def one(): return Net(False)\ndef two(): return Net(True)\n"
+        "def sure(): return nn.Sequential(nn.BatchNorm1d(4), Net(False), nn.BatchNorm1d(1), nn.Sigmoid())\n"
+    )
+    asked = {"data": rare(tmp_path), "threat": "linf:0.05", "epochs": 2, "batch_size": 50, "class_weights": "balanced"}
+    for name in ("one", "two"):
+        start_run(settings_for({**asked, "model": f"{tmp_path}/nets.py:{name}"}), tmp_path / name)
+    one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two) and all(torch.equal(one[key], two[key]) for key in one)
+    with pytest.raises(ValueError, match="leave out its .*sigmoid"):
+        start_run(settings_for({**asked, "model": f"{tmp_path}/nets.py:sure"}), tmp_path / "sure")

@@ -343,7 +343,7 @@ def test_a_rollback_reaches_the_recipe_in_a_ramp_and_refuses_what_it_has_not() -
     recipe = Ramped(pgd_at(Linf(0.1), num_steps=1), Ramp(0.5))
     model = linear()
     assert train(model, PLAIN, recipe, sgd(model), num_epochs=1, guard=Once(2)).rollbacks
-    with pytest.raises(ValueError, match=r"wants to change gamma; this recipe has attack, label_smoothing"):
+    with pytest.raises(ValueError, match=r"wants to change gamma; this recipe has label_smoothing"):
         train(linear(), PLAIN, recipe, sgd(linear()), num_epochs=1, guard=Wrong(2))
 
 

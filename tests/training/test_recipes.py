@@ -434,3 +434,63 @@ def test_any_attacker_fits(network: nn.Module, images: Tensor) -> None:
 
     recipe = Mixed(attack=flip)
     assert_same_step(network, recipe(network, images, LABELS), F.cross_entropy(network(1 - images), LABELS))
+
+
+# Weights of classes, and models of one logit
+
+
+WEIGHTS = (1.0, 3.0, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_are_those_of_pytorch(network: nn.Module, smoothing: float) -> None:
+    """Without smoothing `CrossEntropyLoss(weight=...)`; with it the weighted mean of the smoothed losses."""
+    ours = standard(class_weights=WEIGHTS, label_smoothing=smoothing)(network, X5, Y5)
+    losses = F.cross_entropy(network(X5), Y5, reduction="none", label_smoothing=smoothing)
+    weights = torch.tensor(WEIGHTS).double()
+    assert_same_step(network, ours, (losses * weights[Y5]).sum() / weights[Y5].sum())
+    if not smoothing:
+        assert_same_step(network, ours, F.cross_entropy(network(X5), Y5, weight=weights))
+
+
+@pytest.mark.parametrize("make", [standard, pgd_at, trades])
+def test_a_whole_weight_is_so_many_copies(network: nn.Module, make: Any) -> None:
+    """Each example as often as its class weighs, with the start of its original, is the same loss."""
+    often = (1, 3, 2, 2)
+    rows = torch.tensor([i for i, label in enumerate(Y5.tolist()) for _ in range(often[label])])
+    noise = stream(5)
+    ours = make(Linf(0.1), class_weights=often)(network, X5, Y5, noise=noise)
+    assert_same_step(network, ours, make(Linf(0.1))(network, X5[rows], Y5[rows], noise=noise.take(rows)))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("make", [standard, pgd_at, mixed, trades])
+def test_one_logit_trains_as_two_whose_first_is_zero(network: nn.Module, make: Any, shape: tuple[int, ...]) -> None:
+    class One(nn.Module):
+        def __init__(self, two: bool) -> None:
+            super().__init__()
+            self.network, self.two = network, two
+
+        def forward(self, x: Tensor) -> Tensor:
+            s = self.network(x)[:, 0] - self.network(x)[:, 1]
+            return torch.stack([0 * s, s], 1) if self.two else s.reshape(shape)
+
+    y, noise = Y5 % 2, stream(5)
+    ours, theirs = (make(Linf(0.1))(One(two), X5, y, noise=noise) for two in (False, True))
+    assert_same_step(network, ours, theirs)
+    if make is standard:
+        logit = One(False)(X5).flatten()
+        assert_same_step(network, ours, F.binary_cross_entropy_with_logits(logit, y.double()))
+
+
+def test_weights_and_single_outputs_that_mean_nothing_are_refused(network: nn.Module) -> None:
+    for wrong in ((), (1.0, 0.0), (1.0, float("nan")), (-1.0, 2.0)):
+        with pytest.raises(ValueError, match="expected a number above 0 for each class"):
+            pgd_at(Linf(0.1), class_weights=wrong)
+    with pytest.raises(ValueError, match="has 2 numbers and the model 4 classes"):
+        pgd_at(Linf(0.1), class_weights=(1, 2))(network, X5, Y5)
+    for make in (standard, pgd_at, trades):
+        with pytest.raises(ValueError, match="a probability; expected the logit: leave out its sigmoid"):
+            make(Linf(0.1))(lambda x: (network(x)[:, 0] - network(x)[:, 0].mean()).sigmoid(), X5, Y5 % 2)
+        with pytest.raises(ValueError, match="labels go from 0 to 3, but the model has 2 classes"):
+            make(Linf(0.1))(lambda x: network(x)[:, :1], X5, Y5)

@@ -57,6 +57,7 @@ class TrainingSettings(Settings):
     recipe: str = Field(
         default="pgd-at", description="from 'sparring list recipes', with options: trades:beta=3; or FILE.py:FUNCTION"
     )
+    class_weights: str | None = _unset("balanced (all classes count alike), or one number for each: 1..5..2")
     epochs: int | None = _unset("passes over the data", ge=1, le=10**6)
     batch_size: int | None = _unset("examples per step", ge=1, le=10**9)
     optimizer: Literal["adamw", "sgd"] | None = _unset("how weights learn; sgd has momentum 0.9")

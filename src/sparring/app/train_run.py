@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +35,7 @@ from sparring.modalities.base import Dataset, Modality
 from sparring.threats.inputs import check_inputs
 from sparring.training.loop import TrainingResult, TrainingState, Weights, train
 from sparring.training.schedules import SCHEDULES, Ramp, Ramped
+from sparring.training.supervised import Supervised, read_class_weights
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -60,6 +62,7 @@ class _Job(NamedTuple):
     model: nn.Module
     threat: Any
     recipe: Named
+    weights: list[float] | None
 
 
 def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
@@ -263,9 +266,21 @@ def _prepare(settings: TrainingSettings, text: str = "") -> _Job:
         raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
     for x, _ in data.batches("train", 1000):
         check_inputs(x, threat)
-    recipe = modality.named_recipe(settings.recipe)
-    recipe(threat)
-    return _Job(settings, data, modality, model, threat, recipe)
+    told = settings.class_weights
+    of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
+    job = _Job(settings, data, modality, model, threat, modality.named_recipe(settings.recipe), of_classes)
+    _recipe(job)
+    return job
+
+
+def _recipe(job: _Job) -> Any:
+    """The recipe with its threat and the weights of classes. ValueError where it takes none."""
+    made = job.recipe(job.threat)
+    if job.weights is None:
+        return made
+    if not isinstance(made, Supervised):
+        raise ValueError(f"the recipe {job.recipe.name} takes no class_weights; standard, mixed, pgd-at and trades do")
+    return replace(made, class_weights=job.weights)
 
 
 def _augment(job: _Job) -> Augment | None:
@@ -301,14 +316,14 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
     learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
-    recipe = job.recipe(job.threat)
+    recipe = _recipe(job)
     if part_of(getattr(recipe, "attack", None), "threat") is not None:
         recipe = Ramped(recipe, Ramp(s.radius_ramp))
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
             model, batches, recipe, optimizer, num_epochs=s.epochs, validate=validate,
-            score="clean_accuracy" if job.recipe.name == "standard" else "robust_accuracy",
+            score=_score(job),
             schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
             resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
         )  # fmt: skip
@@ -326,21 +341,32 @@ def _parts(settings: TrainingSettings, data: Dataset) -> tuple[Any, Any]:
 
 
 def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
-    """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits."""
+    """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits.
+
+    With class weights it is the share of weight that stands, not of examples.
+    """
     job.modality.calibrate(model, job.data)
-    found = {finding.name for finding in preflight(model, *next(iter(batches)), job.threat).findings}
-    if "probabilities" in found:
-        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax")
-    if "one_logit" in found:
-        raise ValueError("the model returns one logit s for each input; training needs two: torch.stack([0 * s, s], 1)")
+    checked = preflight(model, *next(iter(batches)), job.threat)
+    if "probabilities" in {finding.name for finding in checked.findings}:
+        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax or sigmoid")
     stages = job.modality.make_plan(job.modality.validation, job.threat)
 
     def validate(candidate: Any) -> dict[str, float]:
         job.modality.calibrate(candidate, job.data)
         found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
-        return {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value, "examples": found.robust.n}
+        figures = {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
+        if job.weights:
+            each = torch.tensor(job.weights, dtype=torch.float64)[found.table["label"]]
+            for name, column in (("clean", "correct"), ("robust", "robust")):
+                figures[f"weighted_{name}_accuracy"] = float((each * found.table[column]).sum() / each.sum())
+        return {**figures, "examples": found.robust.n}
 
     return validate
+
+
+def _score(job: _Job) -> str:
+    """The figure that chooses the best epoch."""
+    return f"{'weighted_' if job.weights else ''}{'clean' if job.recipe.name == 'standard' else 'robust'}_accuracy"
 
 
 def _save_state(out: Path, state: TrainingState) -> None:

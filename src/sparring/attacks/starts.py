@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sparring.core.geometry import laid_out, per_example
-from sparring.core.model_state import Frozen, aligned, attack_mode, private_rng
+from sparring.core.model_state import Frozen, aligned, attack_mode, class_logits, private_rng
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import check_inputs, check_kind, check_labels
+from sparring.threats.inputs import check_inputs, check_kind, check_labels, check_one_logit
 
 Start = Callable[[ThreatModel, Inputs, Noise], Tensor]
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool)
@@ -49,9 +49,11 @@ def crafting(
         )
 
     def first_look(logits: Tensor) -> None:
-        check_logits(logits, num)
+        check_logits(class_logits(logits), num)
         if direct and labels:
-            check_labels(target, num, logits.shape[1])
+            check_one_logit(logits)
+        if labels and (direct or device.type == "cpu"):
+            check_labels(target, num, class_logits(logits).shape[1])
 
     noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
     with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):

@@ -19,21 +19,38 @@ as "train", and the examples stay independent). "train": batch statistics and dr
 back afterwards. "keep": whatever mode each submodule is in."""
 
 
+def class_logits(out: Any) -> Tensor:
+    """`logits_of`, with one number s for each input, (B,) or (B, 1), as the logit of class 1 of two: [0, s].
+
+    >>> class_logits(torch.tensor([[2.0], [-1.0]]))
+    tensor([[ 0.,  2.],
+            [ 0., -1.]])
+    """
+    logits = logits_of(out)
+    one = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
+    return torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1) if one else logits
+
+
 class Frozen:
     """A model as a plain function: it is shown copies, so that it cannot write into what it is given.
 
-    Returns the logits of whatever it returns; `first_look`, if there is one, sees the first of them.
+    Returns the logits of whatever it returns (see `class_logits`); `first_look`, if there is one, sees the first of
+    them as they came. `raw`: one logit stays one.
     """
 
     def __init__(self, model: Model, first_look: Callable[[Tensor], None] | None = None) -> None:
         self.model, self.first_look = model, first_look
 
     def __call__(self, x: Any) -> Tensor:
-        logits = logits_of(self.model(map_inputs(torch.clone, x) if isinstance(x, Tensor | Mapping) else x))
+        logits = self.raw(x)
         if self.first_look:
             self.first_look(logits)
             self.first_look = None
-        return logits
+        return class_logits(logits)
+
+    def raw(self, x: Any) -> Tensor:
+        """The logits as they came."""
+        return logits_of(self.model(map_inputs(torch.clone, x) if isinstance(x, Tensor | Mapping) else x))
 
 
 @contextmanager

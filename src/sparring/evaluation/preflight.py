@@ -15,7 +15,14 @@ from sparring.core.objectives import cross_entropy, margin
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size, take
 from sparring.results.findings import Finding
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import PreflightError, check_inputs, check_kind, check_labels, check_output
+from sparring.threats.inputs import (
+    PreflightError,
+    check_inputs,
+    check_kind,
+    check_labels,
+    check_output,
+    is_probability,
+)  # fmt: skip
 
 
 class Preflight(NamedTuple):
@@ -48,7 +55,7 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_
     first, second = _two_looks(model, x, threat)
     if first.ndim == 1:
         findings += _one_logit(y, first)
-        model = TwoLogits(model, _is_probability(first))
+        model = TwoLogits(model, is_probability(first))
         first, second = _two_looks(model, x, threat)
     check_labels(y, *first.shape)
     findings += _randomness(model, x, threat, first, second)
@@ -63,7 +70,7 @@ def preflight(model: Model, x: Inputs, y: Tensor, threat: ThreatModel, *, needs_
 def _two_looks(model: Model, x: Inputs, threat: ThreatModel) -> tuple[Tensor, Tensor]:
     """What the model returns for the clean inputs, twice; both (B,) from a model of one logit, else (B, K)."""
     with private_rng(0, device_of(x)), attack_mode(model) as frozen, torch.no_grad():
-        return _run(frozen, x, threat), _run(frozen, x, threat)
+        return _run(frozen.raw, x, threat), _run(frozen.raw, x, threat)
 
 
 def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) -> Tensor:
@@ -87,7 +94,7 @@ def _one_logit(y: Any, one: Tensor) -> list[Finding]:
             "of more classes must return logits (B, K)"
         )
     told = "The model returns one number for each input. It was taken for "
-    if _is_probability(one):
+    if is_probability(one):
         return [Finding("one_logit", told + "the probability of class 1.")]
     told += "the logit s of class 1, and the logits are [0, s]."
     if bool(((one < 0) | (one > 1)).any()):
@@ -238,8 +245,3 @@ class TwoLogits(nn.Module):
     def forward(self, x: Any) -> Tensor:
         s = self.model(x).flatten()
         return torch.stack([1 - s if self.probability else torch.zeros_like(s), s], 1)
-
-
-def _is_probability(one: Tensor) -> bool:
-    """Numbers (B,) in [0, 1] on both sides of a half: no logits, which would all be of one class there."""
-    return bool(((one >= 0) & (one <= 1)).all()) and bool((one < 0.5).any()) and bool((one > 0.5).any())

@@ -92,6 +92,21 @@ def check_output(out: Any, num: int) -> Tensor:
     return out[:, 0] if one_number else out
 
 
+def is_probability(one: Tensor) -> bool:
+    """Numbers (B,) in [0, 1] on both sides of a half: no logits, which would all be of one class there."""
+    return bool(((one >= 0) & (one <= 1)).all()) and bool((one < 0.5).any()) and bool((one > 0.5).any())
+
+
+def check_one_logit(out: Any) -> None:
+    """Raises PreflightError where a model returns one number for each input, and that is a probability."""
+    one = logits_of(out)
+    if (one.ndim == 1 or one.shape[1:] == (1,)) and is_probability(one.detach().flatten()):
+        raise PreflightError(
+            "the model returns one number in [0, 1] for each input, a probability; expected the logit: leave out its "
+            "sigmoid, or let `preflight` make two logits of it"
+        )
+
+
 def pair_of(batch: Any) -> tuple[Inputs, Tensor]:
     """Inputs and labels of a batch: a pair (x, y), or named parts with one label and one input (`pair_in`).
 

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.around import part_of
@@ -21,9 +20,10 @@ from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode, attack_mode
 from sparring.core.noise import Noise
 from sparring.core.objectives import kl
-from sparring.core.types import Attacker, AttackResult, Inputs, Model, logits_of, map_inputs, size, take
+from sparring.core.types import Attacker, AttackResult, Inputs, Model, map_inputs, size, take
 from sparring.threats.base import ThreatModel
 from sparring.threats.inputs import check_inputs, check_kind, check_labels
+from sparring.training.supervised import Supervised
 
 TrainOn = Literal["realized", "applied"]
 """What the loss is computed on. "realized": the attacked inputs as they are judged and saved. "applied": what the model
@@ -47,37 +47,34 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
+class Standard(Supervised):
     """Cross-entropy on clean inputs."""
 
-    label_smoothing: float = 0.0
-
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        return F.cross_entropy(logits_of(model(x)), y, label_smoothing=self.label_smoothing)
+        self._begin()
+        return self._cross_entropy(self._logits(model(x), x, y), y)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crafting:
+class Crafting(Supervised):
     """What recipes that attack their batch share. craft_mode: what BatchNorm and dropout do, see `attack_mode`."""
 
     attack: Attacker
-    label_smoothing: float = 0.0
     craft_mode: CraftMode = "eval"
     train_on: TrainOn = "realized"
-    calls: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
-    """How often it was called, which `at` and `take` hand on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train_on not in get_args(TrainOn):
             raise ValueError(f"train_on={self.train_on!r}; expected one of {', '.join(get_args(TrainOn))}")
         if self.train_on == "applied" and part_of(self.attack, "threat") is None:
             raise ValueError('train_on="applied" needs an attack with a `threat`; this one is a plain function')
 
     def _check(self, x: Inputs, y: Tensor) -> None:
-        """Refuses what `evaluate` refuses, in its words: at the first batch and every hundredth; a GPU would wait."""
+        """Refuses what `evaluate` refuses, in its words."""
         check_kind(x)
-        self.calls[0] += 1
-        if self.calls[0] % 100 == 1:
+        self._begin()
+        if self._looks:
             if (threat := part_of(self.attack, "threat")) is not None:
                 check_inputs(x, threat)
             check_labels(y, size(x))
@@ -121,7 +118,7 @@ class Mixed(Crafting):
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
         crafted = self.craft(model, x, y, noise=noise)
-        return F.cross_entropy(logits_of(model(crafted)), y, label_smoothing=self.label_smoothing)
+        return self._cross_entropy(self._logits(model(crafted), x, y), y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +147,23 @@ class Trades(Crafting):
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
         x_adv = self.craft(model, x, y, noise=noise)
-        logits, log_q = logits_of(model(x)), logits_of(model(x_adv)).log_softmax(1)
-        log_p = logits.log_softmax(1)
-        disagreement = (log_p.exp() * (log_p - log_q)).sum(1).mean()
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing) + self.beta * disagreement
+        logits, attacked = self._logits(model(x), x, y), self._logits(model(x_adv), x, y)
+        log_p, log_q = logits.log_softmax(1), attacked.log_softmax(1)
+        disagreement = self._mean((log_p.exp() * (log_p - log_q)).sum(1), y)
+        return self._cross_entropy(logits, y) + self.beta * disagreement
 
 
-def standard(threat: ThreatModel | None = None, *, label_smoothing: float = 0.0) -> Standard:
+def standard(
+    threat: ThreatModel | None = None, *, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+) -> Standard:
     """Ordinary training; the threat plays no part."""
-    return Standard(label_smoothing=label_smoothing)
+    return Standard(label_smoothing=label_smoothing, class_weights=class_weights)
 
 
 def pgd_at(
     threat: ThreatModel, *, num_steps: int = 10, step: float = 0.25,
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+    class_weights: Sequence[float] | None = None,
 ) -> Mixed:  # fmt: skip
     """Training on PGD examples alone.
 
@@ -171,21 +171,29 @@ def pgd_at(
     they craft in train mode, and we follow Pang 2021 with eval mode (better by up to a point there).
     """
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
-    return Mixed(attack=attack, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
+    return Mixed(
+        attack=attack, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on,
+        class_weights=class_weights,
+    )  # fmt: skip
 
 
 def mixed(
     threat: ThreatModel, *, share: float = 0.5, num_steps: int = 10, step: float = 0.25,
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+    class_weights: Sequence[float] | None = None,
 ) -> Mixed:  # fmt: skip
     """Half of each batch clean, half attacked. Source: Kurakin 2017 (there one step), Goodfellow 2015 (alpha 0.5)."""
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
-    return Mixed(attack=attack, share=share, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
+    return Mixed(
+        attack=attack, share=share, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on,
+        class_weights=class_weights,
+    )  # fmt: skip
 
 
 def trades(
     threat: ThreatModel, *, beta: float = 6.0, num_steps: int = 10, step: float = 0.25, start_scale: float = 0.001,
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
+    class_weights: Sequence[float] | None = None,
 ) -> Trades:  # fmt: skip
     """Clean loss plus beta times the KL between clean and attacked predictions.
 
@@ -194,7 +202,10 @@ def trades(
     """
     start = Gaussian(start_scale)
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, objective=kl, start=start, keep="last")
-    return Trades(attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on)
+    return Trades(
+        attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on,
+        class_weights=class_weights,
+    )  # fmt: skip
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}

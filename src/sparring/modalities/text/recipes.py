@@ -41,7 +41,7 @@ class Beside(Crafting):
         with attack_mode(model, self.craft_mode) as frozen:
             result = self.attack(frozen, x, y, noise=noise)
         x_adv = self._crafted(x, result, getattr(self.attack, "threat", None))
-        clean, attacked = (F.cross_entropy(model(v), y, label_smoothing=self.label_smoothing) for v in (x, x_adv))
+        clean, attacked = (self._cross_entropy(model(v), y) for v in (x, x_adv))
         return self.clean_weight * clean + self.weight * attacked
 
 
