@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.modalities.base import Modality
+from sparring.modalities.tables.audit import check_table
+from sparring.modalities.tables.draft import draft_schema
 from sparring.modalities.tables.models import TABLE_MODELS, certify_untouched
 from sparring.modalities.tables.read import TABLE_DATA, load_table
 from sparring.modalities.tables.read import TableData as TableData
@@ -39,5 +41,5 @@ MODALITY = Modality(
     name="table", load=load_table, known=TABLE_DATA, reads=is_table, models=TABLE_MODELS, threats={"columns": columns},
     attacks=TABLE_ATTACKS, plans=TABLE_PLANS, recipes={name: climbing_relaxed(made) for name, made in RECIPES.items()},
     presets=lambda data: {"model": "mlp", "epochs": 20, "batch_size": 256}, metrics=table_metrics, show=show_rows,
-    certify=certify_untouched,
+    certify=certify_untouched, tools={"draft": draft_schema, "check": check_table},
 )  # fmt: skip

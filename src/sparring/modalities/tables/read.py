@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 
 from sparring.core.batches import hold_out
 from sparring.modalities.base import Dataset
+from sparring.modalities.tables.cells import Chunk, read_chunks
 from sparring.modalities.tables.schema import Column, Schema
 
 HERE = Path(__file__).parent
@@ -23,7 +22,7 @@ TABLE_DATA = {
     "nsl_kdd": "125,973 connections and KDDTest+ (Tavallaee 2009); from $SPARRING_DATA/nsl_kdd.",
     "table:FILE.csv": "with schema=FILE.toml; also .csv.gz, test=FILE.csv for a test part of its own.",
 }
-_WORDS = {"0": 0.0, "1": 1.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "0.0": 0.0, "1.0": 1.0}
+WORDS = {"0": 0.0, "1": 1.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "0.0": 0.0, "1.0": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,50 +101,23 @@ def _classes(schema: Schema, labels: list[str], path: str) -> torch.Tensor:
 def read_csv(path: str, schema: Schema, encoding: str = "utf-8") -> tuple[np.ndarray, list[str]]:
     """Rows (N, D) float64 and labels of a CSV file (also .gz). Raises ValueError with row, column and value.
 
-    Handled: a byte-order mark, blanks around names and cells, rows without content, the header again among the rows, a
-    comma too many at the end of every row.
+    What `read_chunks` handles is handled.
     """
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise FileNotFoundError(f"table {path!r}: there is no such file")
-    encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
-    try:
-        with (gzip.open if place.suffix == ".gz" else open)(place, "rt", encoding=encoding, newline="") as stream:
-            header, numbers, cells = _cells(path, csv.reader(stream))
-    except (UnicodeError, LookupError) as error:
-        raise ValueError(f"{path}: is not {encoding} ({error}); name it: encoding=cp1252, or encoding=utf-16") from None
-    except (csv.Error, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from None
-    _check_header(path, header, schema)
-    at = {name: i for i, name in enumerate(header)}
-    blocks = [_numbers(path, c, [row[at[c.name]] for row in cells], numbers) for c in schema.columns]
-    return np.concatenate(blocks, 1), [row[at[schema.label]] for row in cells]
+    blocks: list[np.ndarray] = []
+    labels: list[str] = []
+    for chunk in read_chunks(path, encoding):
+        rows, some = numbers_of(path, chunk, schema)
+        blocks.append(rows)
+        labels += some
+    return np.concatenate(blocks), labels
 
 
-def _cells(path: str, reader: Any) -> tuple[list[str], list[int], list[list[str]]]:
-    """Header, line number of each row, and rows, all without blanks around."""
-    header = [name.strip() for name in next(reader, [])]
-    numbers, cells, longer = [], [], 0
-    for row in reader:
-        row = [cell.strip() for cell in row]
-        if not any(row) or row == header:
-            continue
-        longer += len(row) == len(header) + 1 and not row[-1]
-        numbers.append(reader.line_num)
-        cells.append(row)
-    if longer and longer == len(cells):
-        cells = [row[:-1] for row in cells]
-    if header and not header[-1] and all(not row[-1] for row in cells if len(row) == len(header)):
-        header, cells = header[:-1], [row[: len(header) - 1] for row in cells]
-    for number, row in zip(numbers, cells, strict=True):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}: row {number} has {len(row)} cells, the header has {len(header)}; columns would be shifted: a "
-                "comma inside a cell needs quotes around the cell"
-            )
-    if not cells:
-        raise ValueError(f"{path}: there is no row of data under a header")
-    return header, numbers, cells
+def numbers_of(path: str, chunk: Chunk, schema: Schema) -> tuple[np.ndarray, list[str]]:
+    """Rows (N, D) float64 and labels of some cells. Raises ValueError with row, column and value."""
+    _check_header(path, chunk.header, schema)
+    at = {name: i for i, name in enumerate(chunk.header)}
+    blocks = [_numbers(path, c, [row[at[c.name]] for row in chunk.cells], chunk.numbers) for c in schema.columns]
+    return np.concatenate(blocks, 1), [row[at[schema.label]] for row in chunk.cells]
 
 
 def _check_header(path: str, header: list[str], schema: Schema) -> None:
@@ -179,9 +151,9 @@ def _numbers(path: str, column: Column, cells: list[str], numbers: list[int]) ->
                 fail(i, f"one of {', '.join(column.values[:12])}{', ...' if len(at) > 12 else ''}, as the schema says")
         return np.eye(len(at))[[at[cell] for cell in cells]]
     if column.type == "boolean":
-        found = [_WORDS.get(cell.lower(), np.nan) for cell in cells]
+        found = [WORDS.get(cell.lower(), np.nan) for cell in cells]
     else:
-        found = [_number(cell) for cell in cells]
+        found = [as_number(cell) for cell in cells]
     values = np.array(found, dtype=np.float64)
     broken = ~np.isfinite(values)
     if column.missing is not None:
@@ -198,7 +170,8 @@ def _numbers(path: str, column: Column, cells: list[str], numbers: list[int]) ->
     return values[:, None]
 
 
-def _number(cell: str) -> float:
+def as_number(cell: str) -> float:
+    """The number of a cell, NaN for none."""
     try:
         return float(cell) if "_" not in cell else np.nan
     except ValueError:

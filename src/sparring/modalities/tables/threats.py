@@ -207,20 +207,25 @@ class Columns(ThreatModel):
         for _ in range(2):
             for rule, places in zip(self.schema.rules, self.schema.places, strict=True):
                 if rule.target is None:
-                    bad = ~kept(rule, rows, 0.5) & kept(rule, clean, 2.0)
-                    rows[:, places] = torch.where(bad[:, None], clean[:, places], rows[:, places])
+                    bad = (~kept(rule, rows, 0.5)).nonzero()[:, 0]  # mostly none: the clean row is asked of these alone
+                    if len(bad):
+                        bad = bad[kept(rule, clean[bad], 2.0)][:, None]
+                        rows[bad, places] = clean[bad, places]
                     continue
                 value, now = compute(rule.tree, rows), rows[:, rule.target]
-                touched = (rows[:, places] != clean[:, places]).any(1)
                 off = (value - now).abs() > 0.5 * FOLLOWS * value.abs().clamp_min(1)
-                rows[:, rule.target] = torch.where(touched & off, value, now)
+                if bool(off.any()):
+                    touched = (rows[:, places] != clean[:, places]).any(1)
+                    rows[:, rule.target] = torch.where(touched & off, value, now)
         return rows
 
     def _lawful(self, x: Rows, rows: Tensor) -> Tensor:
         low, high = self._ends(x)
         good = rows.isfinite().all(1) & ((rows >= low) & (rows <= high)).all(1) & self._within(x, rows, 1e-9)
         for rule in self.schema.rules:
-            good &= kept(rule, rows, 0.5) | ~kept(rule, x["rows"], 2.0)
+            bad = (good & ~kept(rule, rows, 0.5)).nonzero()[:, 0]
+            if len(bad):
+                good[bad] = ~kept(rule, x["rows"][bad], 2.0)
         return good
 
     def _within(self, x: Rows, rows: Tensor, rounding: float) -> Tensor:
