@@ -5,6 +5,7 @@ A row added here is tested by every contract. Shapes are awkward on purpose: no 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import cross_entropy, dlr, kl, margin
 from sparring.core.types import Attacker
 from sparring.threats import L1, L2, Ball, Linf, ThreatModel
-from sparring.training.recipes import RECIPES as RECIPES
+from sparring.training.named import RECIPES as RECIPES
 
 SHAPE = (3, 2, 5, 7)
 FLAT = (3, 11)
@@ -226,3 +227,14 @@ def words_case() -> ThreatCase:
 THREATS = _threats()
 ATTACKS = _attacks()
 BALLS: dict[str, type[Ball]] = {"Linf": Linf, "L2": L2, "L1": L1}
+
+
+# Recipes ---------------------------------------------------------------------------------------------------------
+
+
+def quick(name: str, threat: Any, num_steps: int = 1, **options: Any) -> Any:
+    """A recipe by name, of so many steps where it takes a number; against a second threat where it needs one."""
+    takes = inspect.signature(RECIPES[name]).parameters
+    steps = {"num_steps": num_steps} if "num_steps" in takes else {}
+    others = {"others": "l2:0.5"} if "others" in takes else {}
+    return RECIPES[name](threat, **steps, **others, **options)

@@ -21,7 +21,7 @@ from sparring import Linf
 from sparring.app.cli import app
 from sparring.attacks.plans import make_plan
 from sparring.results.statistics import wilson
-from sparring.training.recipes import RECIPES
+from sparring.training.named import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -167,7 +167,7 @@ def passes(run: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]) -> str:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_how_to_choose_counts_the_passes_of_recipes(name: str) -> None:
-    recipe = RECIPES[name](Linf(0.1))
+    recipe = RECIPES[name](Linf(0.1), **({"others": "l2:0.5"} if name == "multi-norm" else {}))
     found = passes(lambda model, x, y: recipe(model, x, y).backward())
     assert re.search(rf"^\| `{name}` \|.*\| {found} \|$", CHOICES, re.MULTILINE), found
 
@@ -188,7 +188,7 @@ def test_how_to_choose_knows_the_intervals() -> None:
 
 def test_every_recipe_and_threat_that_how_to_choose_names_exists() -> None:
     from sparring import make_threat
-    from sparring.training.recipes import RECIPES
+    from sparring.training.named import RECIPES
 
     threats = re.findall(r"`((?:linf|l2):[^`]+)`", CHOICES)
     assert threats and all(make_threat(text.replace("R", "1")).radius > 0 for text in threats)

@@ -584,3 +584,14 @@ def test_a_model_of_one_logit_is_trained_as_one_of_two(tmp_path: Path) -> None:
     assert set(one) == set(two) and all(torch.equal(one[key], two[key]) for key in one)
     with pytest.raises(ValueError, match="leave out its .*sigmoid"):
         start_run(settings_for({**asked, "model": f"{tmp_path}/nets.py:sure"}), tmp_path / "sure")
+
+
+def test_perturbed_weights_go_around_any_recipe_that_crafts(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"data": "digits", "threat": "linf:0.1", "model": "mlp", "epochs": 1, "held_out": 50}
+    found = {}
+    for gamma in (0.0, 1e-7, 0.02):
+        settings = TrainingSettings(**own, recipe="fgsm-rs", awp=gamma)
+        found[gamma] = start_run(settings, tmp_path / str(gamma)).history[0]["train_loss"]
+    assert found[1e-7] == pytest.approx(found[0.0], rel=1e-5) and abs(found[0.02] - found[0.0]) > 1e-4
+    with pytest.raises(ValueError, match="Standard has no such two parts: take pgd-at"):
+        start_run(TrainingSettings(**own, recipe="standard", awp=0.01), tmp_path / "standard")

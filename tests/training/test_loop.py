@@ -23,9 +23,10 @@ from sparring.core.machine import Machine
 from sparring.modalities.images import crop_and_flip
 from sparring.threats import Linf
 from sparring.training.guard import NonFinite, Rollback, Stop, first_trouble
-from sparring.training.loop import Average, TrainingResult, TrainingState, train
+from sparring.training.loop import TrainingResult, train
 from sparring.training.recipes import Standard, pgd_at
 from sparring.training.schedules import Constant, Cosine, OneCycle, Piecewise, Ramp, Ramped
+from sparring.training.state import Average, TrainingState
 
 X, Y = rand(10, 2, 3, 3, seed=4).float(), torch.arange(10) % 3
 PLAIN = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]

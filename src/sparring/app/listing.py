@@ -11,7 +11,7 @@ from sparring.attacks.plans import ATTACKS, PLANS
 from sparring.core.registry import Builder, Option, options_of, text_of
 from sparring.modalities import MODALITIES, find, known_data
 from sparring.threats import THREATS
-from sparring.training.recipes import RECIPES
+from sparring.training.named import RECIPES
 
 GIVEN = ("threat", "data", "model", "shape", "num_classes")
 """What builders are handed, and no text says."""
@@ -27,8 +27,10 @@ def tables() -> dict[str, dict[str, str]]:
     training = {name: about(TrainingSettings, name) for name in TrainingSettings.model_fields if name != "augment"}
     for kind in kinds.values():
         for name, option in kind.augment_options.items():
-            training[name] = f"{training[name]} and {kind.name}" if name in training else (
-                f"{_option(name, option)}, of {kind.name}"
+            training[name] = (
+                f"{training[name]} and {kind.name}"
+                if name in training
+                else (f"{_option(name, option)}, of {kind.name}")
             )
     return {
         "attacks": _lines({**ATTACKS, **all_of("attacks"), **PLANS, **all_of("plans")}),

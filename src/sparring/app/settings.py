@@ -67,6 +67,12 @@ class TrainingSettings(Settings):
         "of the learning rate over the run"
     )
     radius_ramp: float | None = _unset("share of the run in which the radius grows from 0", ge=0, le=1)
+    awp: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="weights move against each step by this share of them, such as 0.005",
+    )
     averaging: float | None = _unset("decay of a weight average, if there is to be one", ge=0, le=0.999999)
     augment: dict[str, Any] | None = _unset("random changes of training examples")
     held_out: int = Field(

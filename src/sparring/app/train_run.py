@@ -8,12 +8,10 @@ dicts, usable without Sparring.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -22,20 +20,15 @@ from torch import nn
 
 from sparring.adapters.files import load_weights, runs_a_file
 from sparring.app.settings import GENERAL, TrainingSettings
-from sparring.attacks.around import part_of
-from sparring.core.batches import Augment, Batches, hold_out
+from sparring.app.train_parts import Job, make_augment, make_recipe, make_validation, prepare, score_of, split_data
+from sparring.core.batches import Batches
 from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
-from sparring.core.registry import Named, named, options_of, parse, text_of
-from sparring.core.types import take
-from sparring.evaluation.measure import measure
-from sparring.evaluation.preflight import preflight
+from sparring.core.registry import options_of, parse, text_of
 from sparring.modalities import find, find_data, kind_of
-from sparring.modalities.base import Dataset, Modality
-from sparring.threats.inputs import check_inputs
-from sparring.training.loop import TrainingResult, TrainingState, Weights, train
-from sparring.training.schedules import SCHEDULES, Ramp, Ramped
-from sparring.training.supervised import Supervised, read_class_weights
+from sparring.training.loop import TrainingResult, train
+from sparring.training.schedules import SCHEDULES
+from sparring.training.state import TrainingState, Weights
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -51,18 +44,6 @@ class RunConfig(BaseModel):
     given: dict[str, Any]
     class_names: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-
-
-class _Job(NamedTuple):
-    """What the settings of a run name, read and built once."""
-
-    settings: TrainingSettings
-    data: Dataset
-    modality: Modality
-    model: nn.Module
-    threat: Any
-    recipe: Named
-    weights: list[float] | None
 
 
 def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
@@ -90,12 +71,12 @@ def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None 
     """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
-    job = _prepare(_completed(settings))
+    job = prepare(_completed(settings))
     with sole_writer(out):
         return _start(job, out, observe)
 
 
-def _start(job: _Job, out: Path, observe: Observe | None) -> TrainingResult:
+def _start(job: Job, out: Path, observe: Observe | None) -> TrainingResult:
     """The run from its beginning; a folder where nothing was learned is left as it was found."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run, which another process has just begun; choose another folder")
@@ -140,7 +121,7 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
     with sole_writer(out):
         state = _read_state(out / "checkpoint.pt")
         start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
-        job = _prepare(start, data_text(out, settings.data))
+        job = prepare(start, data_text(out, settings.data))
         return _run(job._replace(settings=settings), out, state, observe)
 
 
@@ -248,61 +229,18 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
     return settings.but(**missing, augment=augment)
 
 
-def _prepare(settings: TrainingSettings, text: str = "") -> _Job:
-    """Everything that can be wrong with the settings says so here. text: of the data, where the run has kept some."""
-    data, modality, _ = find_data(text or settings.data)
-    weights = Path(settings.weights) if settings.weights else None
-    given = {**data.given, "class_names": data.class_names}
-    model = modality.make_model(str(settings.model), settings.seed, given, weights)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(
-            f"model {str(settings.model)!r} has no weights to learn; a model without them, such as an estimator or a "
-            "function, can be evaluated: sparring evaluate --model"
-        )
-    if data.start and not weights:
-        data.start(model)
-    threat = modality.make_threat(settings.threat, data, model)
-    if not math.isfinite(threat.radius):
-        raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
-    for x, _ in data.batches("train", 1000):
-        check_inputs(x, threat)
-    told = settings.class_weights
-    of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
-    job = _Job(settings, data, modality, model, threat, modality.named_recipe(settings.recipe), of_classes)
-    _recipe(job)
-    return job
-
-
-def _recipe(job: _Job) -> Any:
-    """The recipe with its threat and the weights of classes. ValueError where it takes none."""
-    made = job.recipe(job.threat)
-    if job.weights is None:
-        return made
-    if not isinstance(made, Supervised):
-        raise ValueError(f"the recipe {job.recipe.name} takes no class_weights; standard, mixed, pgd-at and trades do")
-    return replace(made, class_weights=job.weights)
-
-
-def _augment(job: _Job) -> Augment | None:
-    """The augmentation with its options, checked as the grammar checks them."""
-    make = job.modality.augment
-    if make is None:
-        return None
-    options = "".join(f",{key}={text_of(value)}" for key, value in (job.settings.augment or {}).items())
-    augment: Augment | None = named(f"augment{options}", {"augment": make}, "setting", given=())()
-    return augment
-
-
-def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | None) -> TrainingResult:
+def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | None) -> TrainingResult:
     s, data, machine = job.settings, job.data, find_machine(job.settings.device)
     model = machine.place(job.model)
-    assert s.epochs and s.batch_size and s.schedule and s.radius_ramp is not None  # `_completed` filled them
-    (x, y), (x_held, y_held) = _parts(s, data)
+    assert s.epochs and s.batch_size and s.schedule  # `_completed` filled them
+    (x, y), (x_held, y_held) = split_data(s, data)
     batches = Batches(
         machine.place(x), machine.place(y), s.batch_size, seed=s.seed, shuffle=True, drop_last=len(y) >= s.batch_size,
-        prepare=data.prepare, augment=_augment(job),
+        prepare=data.prepare, augment=make_augment(job),
     )  # fmt: skip
-    validate = _validation(job, model, Batches(machine.place(x_held), machine.place(y_held), 500, prepare=data.prepare))
+    validate = make_validation(
+        job, model, Batches(machine.place(x_held), machine.place(y_held), 500, prepare=data.prepare)
+    )
     saved = time.monotonic()
 
     def watch(now: TrainingState) -> bool | None:
@@ -316,57 +254,17 @@ def _run(job: _Job, out: Path, state: dict[str, Any] | None, observe: Observe | 
     learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
-    recipe = _recipe(job)
-    if part_of(getattr(recipe, "attack", None), "threat") is not None:
-        recipe = Ramped(recipe, Ramp(s.radius_ramp))
+    recipe = make_recipe(job)
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
             model, batches, recipe, optimizer, num_epochs=s.epochs, validate=validate,
-            score=_score(job),
+            score=score_of(job),
             schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
             resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
         )  # fmt: skip
     _finish(out, job, result)
     return result
-
-
-def _parts(settings: TrainingSettings, data: Dataset) -> tuple[Any, Any]:
-    """(x, y) to train on, and (x, y) that choose the best epoch."""
-    if data.validation:
-        return (data.x_train, data.y_train), data.validation
-    num_held = min(settings.held_out, max(len(data.y_train) // 10, data.num_classes))
-    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=settings.seed)
-    return (take(data.x_train, keep), data.y_train[keep]), (take(data.x_train, held), data.y_train[held])
-
-
-def _validation(job: _Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
-    """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits.
-
-    With class weights it is the share of weight that stands, not of examples.
-    """
-    job.modality.calibrate(model, job.data)
-    checked = preflight(model, *next(iter(batches)), job.threat)
-    if "probabilities" in {finding.name for finding in checked.findings}:
-        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax or sigmoid")
-    stages = job.modality.make_plan(job.modality.validation, job.threat)
-
-    def validate(candidate: Any) -> dict[str, float]:
-        job.modality.calibrate(candidate, job.data)
-        found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
-        figures = {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
-        if job.weights:
-            each = torch.tensor(job.weights, dtype=torch.float64)[found.table["label"]]
-            for name, column in (("clean", "correct"), ("robust", "robust")):
-                figures[f"weighted_{name}_accuracy"] = float((each * found.table[column]).sum() / each.sum())
-        return {**figures, "examples": found.robust.n}
-
-    return validate
-
-
-def _score(job: _Job) -> str:
-    """The figure that chooses the best epoch."""
-    return f"{'weighted_' if job.weights else ''}{'clean' if job.recipe.name == 'standard' else 'robust'}_accuracy"
 
 
 def _save_state(out: Path, state: TrainingState) -> None:
@@ -390,7 +288,7 @@ def _save_weights(path: Path, weights: Weights) -> None:
     write_atomically(path, lambda stream: stream.write(to_safetensors(plain)))
 
 
-def _finish(out: Path, job: _Job, result: TrainingResult) -> None:
+def _finish(out: Path, job: Job, result: TrainingResult) -> None:
     _save_history(out, result.history)
     for name in ("best", "last", "averaged"):
         if (weights := getattr(result, name)) is not None:

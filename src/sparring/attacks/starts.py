@@ -85,6 +85,16 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Nearer:
+    """Start at a random point of the same set with its radius times `share`."""
+
+    share: float
+
+    def __call__(self, threat: ThreatModel, x: Inputs, noise: Noise) -> Tensor:
+        return threat.at(self.share).sample(x, noise)
+
+
+@dataclass(frozen=True)
 class Gaussian:
     """Start close to the clean input: normal noise of standard deviation `scale`, in the units of z."""
 

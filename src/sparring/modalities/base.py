@@ -17,7 +17,7 @@ from sparring.core.batches import Batches
 from sparring.core.registry import Builder, Named, Option, named, options_of
 from sparring.core.types import Inputs, take
 from sparring.threats import THREATS, ThreatModel, make_threat
-from sparring.training.recipes import RECIPES
+from sparring.training.named import RECIPES
 
 
 @dataclass(frozen=True, eq=False)

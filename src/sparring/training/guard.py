@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from sparring.training.loop import TrainingState
+    from sparring.training.state import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +76,25 @@ def first_trouble(before: Tensor | None, model: nn.Module, loss: Tensor, step: i
     return now if before is None else torch.where(before[0] < 0, now, before.to(now.device))
 
 
+def field_of(recipe: Any, name: str, default: Any) -> Any:
+    """A field of a recipe, however deep in recipes that hold another; the default where there is none."""
+    while not hasattr(recipe, name) and hasattr(recipe, "recipe"):
+        recipe = recipe.recipe
+    return getattr(recipe, name, default)
+
+
 def with_recipe_options(recipe: Any, options: Mapping[str, Any]) -> Any:
     """The recipe with other values of its fields, also inside a recipe that holds another."""
     if not options:
         return recipe
-    if hasattr(recipe, "recipe"):
-        return replace(recipe, recipe=with_recipe_options(recipe.recipe, options))
-    known = [f.name for f in fields(recipe)]
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"the guard wants to change {', '.join(unknown)}; this recipe has {', '.join(known)}")
-    return replace(recipe, **options)
+    known = [f.name for f in fields(recipe)] if is_dataclass(recipe) else []
+    own = {name: value for name, value in options.items() if name in known}
+    rest = {name: value for name, value in options.items() if name not in known}
+    if rest and hasattr(recipe, "recipe"):
+        own["recipe"] = with_recipe_options(recipe.recipe, rest)
+    elif rest:
+        raise ValueError(f"the guard wants to change {', '.join(rest)}; this recipe has {', '.join(known) or 'none'}")
+    return replace(recipe, **own)
 
 
 def wide(value: Tensor | float) -> Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -22,7 +22,6 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import kl
 from sparring.core.types import Attacker, AttackResult, Inputs, Model, map_inputs, size, take
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import check_inputs, check_kind, check_labels
 from sparring.training.supervised import Supervised
 
 TrainOn = Literal["realized", "applied"]
@@ -37,7 +36,8 @@ class Recipe(Protocol):
     generator, as dropout is. The model's mode is the caller's business, except while crafting. A recipe may return
     `(loss, figures)`, too: scalars by name (tensors, so that nobody waits for the device), averaged over each epoch
     into its line of history as `train_NAME`. With a method `at(progress) -> Recipe` it changes over the run (a radius
-    or weight that grows); progress goes from 0 to 1.
+    or weight that grows); progress goes from 0 to 1. With `replays` it gets each batch that often in a row; its
+    `memory`, a dictionary of tensors and plain values, travels with checkpoints and rollbacks.
     """
 
     def __call__(
@@ -51,13 +51,16 @@ class Standard(Supervised):
     """Cross-entropy on clean inputs."""
 
     def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        self._begin()
+        self._begin(x, y)
         return self._cross_entropy(self._logits(model(x), x, y), y)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crafting(Supervised):
-    """What recipes that attack their batch share. craft_mode: what BatchNorm and dropout do, see `attack_mode`."""
+    """What recipes that attack their batch share: `craft` makes inputs, `loss_on` trains on them.
+
+    craft_mode: what BatchNorm and dropout do while crafting, see `attack_mode`.
+    """
 
     attack: Attacker
     craft_mode: CraftMode = "eval"
@@ -70,14 +73,24 @@ class Crafting(Supervised):
         if self.train_on == "applied" and part_of(self.attack, "threat") is None:
             raise ValueError('train_on="applied" needs an attack with a `threat`; this one is a plain function')
 
-    def _check(self, x: Inputs, y: Tensor) -> None:
-        """Refuses what `evaluate` refuses, in its words."""
-        check_kind(x)
-        self._begin()
-        if self._looks:
-            if (threat := part_of(self.attack, "threat")) is not None:
-                check_inputs(x, threat)
-            check_labels(y, size(x))
+    def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
+        """The inputs to train on, without a graph."""
+        self._begin(x, y, part_of(self.attack, "threat"))
+        noise = Noise.from_torch(size(x)) if noise is None else noise
+        with attack_mode(model, self.craft_mode) as frozen:
+            result = self.attack(frozen, x, self._target(frozen, x, y), noise=noise)
+        return self._crafted(x, result, part_of(self.attack, "threat"))
+
+    def _target(self, model: Model, x: Inputs, y: Tensor) -> Tensor:
+        """What the attack climbs away from."""
+        return y
+
+    def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
+        """The loss, on the batch and what `craft` made of it: cross-entropy on the latter."""
+        return self._cross_entropy(self._logits(model(x_adv), x, y), y)
+
+    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
+        return self.loss_on(model, x, self.craft(model, x, y, noise=noise), y)
 
     def _crafted(self, x: Inputs, result: AttackResult, threat: ThreatModel | None) -> Inputs:
         """What is trained on of an attack's result."""
@@ -100,7 +113,7 @@ class Mixed(Crafting):
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """The batch to train on, without a graph."""
-        self._check(x, y)
+        self._begin(x, y, part_of(self.attack, "threat"))
         num, device = max(1, round(self.share * size(x))), y.device
         noise = Noise.from_torch(size(x)) if noise is None else noise
         some, others = torch.arange(num, device=device), torch.arange(num, size(x), device=device)
@@ -115,10 +128,6 @@ class Mixed(Crafting):
             null = threat.null(rest)
             rest = threat.realize(rest, null) if self.train_on == "realized" else threat.apply(rest, null)
         return map_inputs(lambda a, b: torch.cat([a, b]), crafted, rest)
-
-    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        crafted = self.craft(model, x, y, noise=noise)
-        return self._cross_entropy(self._logits(model(crafted), x, y), y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +144,12 @@ class Trades(Crafting):
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta, the price of the disagreement, must be at least 0 and finite; got {self.beta}")
 
-    def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
-        """Inputs whose predictions are far from those on x; labels play no part."""
-        self._check(x, y)
-        noise = Noise.from_torch(size(x)) if noise is None else noise
-        with attack_mode(model, self.craft_mode) as frozen:
-            with torch.no_grad():
-                clean = frozen(x).softmax(1)
-            result = self.attack(frozen, x, clean, noise=noise)
-        return self._crafted(x, result, part_of(self.attack, "threat"))
+    def _target(self, model: Model, x: Inputs, y: Tensor) -> Tensor:
+        """The predictions on x; labels play no part."""
+        with torch.no_grad():
+            return model(x).softmax(1)
 
-    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        x_adv = self.craft(model, x, y, noise=noise)
+    def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         logits, attacked = self._logits(model(x), x, y), self._logits(model(x_adv), x, y)
         log_p, log_q = logits.log_softmax(1), attacked.log_softmax(1)
         disagreement = self._mean((log_p.exp() * (log_p - log_q)).sum(1), y)
@@ -206,6 +209,3 @@ def trades(
         attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on,
         class_weights=class_weights,
     )  # fmt: skip
-
-
-RECIPES: dict[str, Callable[..., Recipe]] = {"standard": standard, "mixed": mixed, "pgd-at": pgd_at, "trades": trades}

@@ -101,6 +101,8 @@ class Ramped:
 
 
 def _scaled(attack: Any, factor: float) -> Any:
+    if hasattr(attack, "scaled"):
+        return attack.scaled(factor)
     if hasattr(attack, "threat"):
         return replace(attack, threat=attack.threat.at(factor))
     return replace(attack, attack=_scaled(attack.attack, factor))

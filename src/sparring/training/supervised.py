@@ -17,7 +17,8 @@ from torch import Tensor
 from sparring.core.model_state import class_logits
 from sparring.core.registry import read_number
 from sparring.core.types import Inputs, size
-from sparring.threats.inputs import check_labels, check_one_logit
+from sparring.threats.base import ThreatModel
+from sparring.threats.inputs import check_inputs, check_kind, check_labels, check_one_logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,14 @@ class Supervised:
                 raise ValueError(f"class_weights {weights}: expected a number above 0 for each class, such as (1, 5)")
             object.__setattr__(self, "class_weights", weights)
 
-    def _begin(self) -> None:
-        """Counts this call."""
+    def _begin(self, x: Inputs, y: Tensor, threat: ThreatModel | None = None) -> None:
+        """Counts this call; where it looks, refuses what `evaluate` refuses, in its words."""
+        check_kind(x)
         self.calls[0] += 1
+        if self._looks:
+            if threat is not None:
+                check_inputs(x, threat)
+            check_labels(y, size(x))
 
     @property
     def _looks(self) -> bool:

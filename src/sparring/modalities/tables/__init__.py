@@ -19,7 +19,7 @@ from sparring.modalities.tables.show import show_rows, table_metrics
 from sparring.modalities.tables.threats import Columns as Columns
 from sparring.modalities.tables.threats import climbed_relaxed, columns
 from sparring.threats import ThreatModel
-from sparring.training.recipes import RECIPES
+from sparring.training.named import RECIPES
 
 
 def is_table(path: Path) -> bool:

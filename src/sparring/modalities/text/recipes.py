@@ -18,7 +18,7 @@ from sparring.attacks.loop import Attack, Problem, Seen
 from sparring.attacks.starts import null
 from sparring.attacks.steps import Ascent
 from sparring.core.geometry import per_example
-from sparring.core.model_state import attack_mode, private_rng
+from sparring.core.model_state import private_rng
 from sparring.core.noise import Noise
 from sparring.core.objectives import kl
 from sparring.core.registry import Builder
@@ -26,7 +26,8 @@ from sparring.core.types import Inputs, Model, size
 from sparring.modalities.text.certify import words_gaps
 from sparring.modalities.text.threats import Substitutions
 from sparring.threats import ThreatModel
-from sparring.training.recipes import RECIPES, Crafting, Trades
+from sparring.training.named import RECIPES
+from sparring.training.recipes import Crafting, Trades
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,7 @@ class Beside(Crafting):
     clean_weight: float = 1.0
     weight: float = 1.0
 
-    def __call__(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Tensor:
-        noise = Noise.from_torch(size(x)) if noise is None else noise
-        with attack_mode(model, self.craft_mode) as frozen:
-            result = self.attack(frozen, x, y, noise=noise)
-        x_adv = self._crafted(x, result, getattr(self.attack, "threat", None))
+    def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         clean, attacked = (self._cross_entropy(model(v), y) for v in (x, x_adv))
         return self.clean_weight * clean + self.weight * attacked
 
@@ -232,5 +229,5 @@ def _not_for_words(name: str, builder: Builder) -> Builder:
 
 TEXT_RECIPES: dict[str, Builder] = {
     "fgm": fgm, "freelb": freelb, "substituted": substituted, "hull": hull, "ibp": interval_training,
-    **{name: _not_for_words(name, RECIPES[name]) for name in ("pgd-at", "mixed", "trades")},
+    **{name: _not_for_words(name, RECIPES[name]) for name in RECIPES if name != "standard"},
 }  # fmt: skip

@@ -1,0 +1,126 @@
+"""What the settings of a run name, read and built: data, network, recipe, augmentation, validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sparring.app.settings import TrainingSettings
+from sparring.attacks.around import part_of
+from sparring.core.batches import Augment, Batches, hold_out
+from sparring.core.registry import Named, named, text_of
+from sparring.core.types import take
+from sparring.evaluation.measure import measure
+from sparring.evaluation.preflight import preflight
+from sparring.modalities import find_data
+from sparring.modalities.base import Dataset, Modality
+from sparring.threats.inputs import check_inputs
+from sparring.training.schedules import Ramp, Ramped
+from sparring.training.supervised import Supervised, read_class_weights
+from sparring.training.weights import awp
+
+
+class Job(NamedTuple):
+    """What the settings of a run name, read and built once."""
+
+    settings: TrainingSettings
+    data: Dataset
+    modality: Modality
+    model: nn.Module
+    threat: Any
+    recipe: Named
+    weights: list[float] | None
+
+
+def prepare(settings: TrainingSettings, text: str = "") -> Job:
+    """Everything that can be wrong with the settings says so here. text: of the data, where the run has kept some."""
+    data, modality, _ = find_data(text or settings.data)
+    weights = Path(settings.weights) if settings.weights else None
+    given = {**data.given, "class_names": data.class_names}
+    model = modality.make_model(str(settings.model), settings.seed, given, weights)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"model {str(settings.model)!r} has no weights to learn; a model without them, such as an estimator or a "
+            "function, can be evaluated: sparring evaluate --model"
+        )
+    if data.start and not weights:
+        data.start(model)
+    threat = modality.make_threat(settings.threat, data, model)
+    if not math.isfinite(threat.radius):
+        raise ValueError(f"threat {settings.threat!r}: training needs a finite radius, not an infinite one")
+    for x, _ in data.batches("train", 1000):
+        check_inputs(x, threat)
+    told = settings.class_weights
+    of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
+    job = Job(settings, data, modality, model, threat, modality.named_recipe(settings.recipe), of_classes)
+    make_recipe(job)
+    return job
+
+
+def make_recipe(job: Job) -> Any:
+    """The recipe as the run has it: classes weighted, the radius growing, weights perturbed; ValueError."""
+    recipe, s = job.recipe(job.threat), job.settings
+    if job.weights is not None:
+        if not isinstance(recipe, Supervised):
+            raise ValueError(
+                f"the recipe {job.recipe.name} takes no class_weights; standard, mixed, pgd-at and trades do"
+            )
+        recipe = replace(recipe, class_weights=job.weights)
+    assert s.radius_ramp is not None
+    if part_of(getattr(recipe, "attack", None), "threat") is not None:
+        recipe = Ramped(recipe, Ramp(s.radius_ramp))
+    return recipe if s.awp == 0 else awp(recipe, gamma=s.awp)
+
+
+def make_augment(job: Job) -> Augment | None:
+    """The augmentation with its options, checked as the grammar checks them."""
+    make = job.modality.augment
+    if make is None:
+        return None
+    options = "".join(f",{key}={text_of(value)}" for key, value in (job.settings.augment or {}).items())
+    augment: Augment | None = named(f"augment{options}", {"augment": make}, "setting", given=())()
+    return augment
+
+
+def split_data(settings: TrainingSettings, data: Dataset) -> tuple[Any, Any]:
+    """(x, y) to train on, and (x, y) that choose the best epoch."""
+    if data.validation:
+        return (data.x_train, data.y_train), data.validation
+    num_held = min(settings.held_out, max(len(data.y_train) // 10, data.num_classes))
+    keep, held = hold_out(data.y_train, num_held / len(data.y_train), seed=settings.seed)
+    return (take(data.x_train, keep), data.y_train[keep]), (take(data.x_train, held), data.y_train[held])
+
+
+def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
+    """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits.
+
+    With class weights it is the share of weight that stands, not of examples.
+    """
+    job.modality.calibrate(model, job.data)
+    checked = preflight(model, *next(iter(batches)), job.threat)
+    if "probabilities" in {finding.name for finding in checked.findings}:
+        raise ValueError("the model returns probabilities; training needs logits: leave out its softmax or sigmoid")
+    stages = job.modality.make_plan(job.modality.validation, job.threat)
+
+    def validate(candidate: Any) -> dict[str, float]:
+        job.modality.calibrate(candidate, job.data)
+        found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
+        figures = {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
+        if job.weights:
+            each = torch.tensor(job.weights, dtype=torch.float64)[found.table["label"]]
+            for name, column in (("clean", "correct"), ("robust", "robust")):
+                figures[f"weighted_{name}_accuracy"] = float((each * found.table[column]).sum() / each.sum())
+        return {**figures, "examples": found.robust.n}
+
+    return validate
+
+
+def score_of(job: Job) -> str:
+    """The figure that chooses the best epoch."""
+    return f"{'weighted_' if job.weights else ''}{'clean' if job.recipe.name == 'standard' else 'robust'}_accuracy"

@@ -1,0 +1,101 @@
+"""Training against several threats at once: the worst of them for each example, or the mean over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.loop import Attack
+from sparring.attacks.steps import Ascent
+from sparring.core.geometry import per_example
+from sparring.core.model_state import CraftMode
+from sparring.core.noise import Noise
+from sparring.core.registry import parse_list
+from sparring.core.types import AttackResult, Inputs, Model, map_inputs, size, take
+from sparring.threats.base import ThreatModel
+from sparring.threats.named import make_threat
+from sparring.training.recipes import Crafting
+
+
+@dataclass(frozen=True)
+class WorstThreat:
+    """The result with the highest loss among several attacks, example by example.
+
+    Each attack must look at what it returns (no keep="last"), and all must change the input alike, so that a z (B, *Z)
+    of one can stand beside that of another. `size` is in the unit of the threat that won. `threat` is the first's.
+    """
+
+    attacks: tuple[Attack, ...]
+    per_example: ClassVar[tuple[str, ...]] = ("attacks",)
+
+    @property
+    def threat(self) -> ThreatModel:
+        return self.attacks[0].threat
+
+    def take(self, index: Tensor) -> WorstThreat:
+        """The same for some of the examples."""
+        return WorstThreat(tuple(take(attack, index) for attack in self.attacks))
+
+    def scaled(self, factor: float) -> WorstThreat:
+        """With every radius times `factor`."""
+        return WorstThreat(tuple(replace(attack, threat=attack.threat.at(factor)) for attack in self.attacks))
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        worst = self.attacks[0](model, x, target, noise=noise)
+        for attack in self.attacks[1:]:
+            worst = _worse(worst, attack(model, x, target, noise=noise))
+        return worst
+
+
+def _worse(one: AttackResult, other: AttackResult) -> AttackResult:
+    """Per example that with the higher loss."""
+    assert one.loss is not None and other.loss is not None
+    higher = other.loss > one.loss
+
+    def pick(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(per_example(higher, new), new, old)
+
+    fields = {name: pick(getattr(one, name), getattr(other, name)) for name in ("z", "size", "loss", "reached")}
+    return AttackResult(map_inputs(pick, one.x_adv, other.x_adv), cost=one.cost.plus(other.cost), **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanThreat(Crafting):
+    """The mean over several attacks of the cross-entropy on what each finds; `attack` is a `WorstThreat` of them."""
+
+    def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
+        """The attacked batches one below the other: (num * B, *X)."""
+        assert isinstance(self.attack, WorstThreat)
+        noise = Noise.from_torch(size(x)) if noise is None else noise
+        found = [replace(self, attack=one)._one(model, x, y, noise) for one in self.attack.attacks]
+        return map_inputs(lambda *parts: torch.cat(parts), *found)
+
+    def _one(self, model: Model, x: Inputs, y: Tensor, noise: Noise) -> Inputs:
+        return super().craft(model, x, y, noise=noise)
+
+    def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
+        times = size(x_adv) // size(x)
+        labels = y.repeat(times, *[1] * (y.ndim - 1))
+        return self._cross_entropy(self._logits(model(x_adv), x_adv, labels), labels)
+
+
+def multi_norm(
+    threat: ThreatModel, others: str, *, how: Literal["worst", "mean"] = "worst", num_steps: int = 10,
+    step: float = 0.25, label_smoothing: float = 0.0, craft_mode: CraftMode = "eval",
+) -> Crafting:  # fmt: skip
+    """Training against the run's threat and others, such as multi-norm:"l2:1.5,l1:12".
+
+    worst: each example by the threat that raises its loss most. mean: the mean loss over the threats.
+    Source: Tramer and Boneh 2019, section 3 (max and avg strategies). Their steps differ by norm (and are sparse for
+    L1); ours are `step` of each radius along the steepest direction.
+    """
+    threats = [threat, *(make_threat(spec.text) for spec in parse_list(others))]
+    if len({type(one) for one in threats}) == 1 and len({one.radius for one in threats}) == 1:
+        raise ValueError(f"multi-norm: {others!r} adds nothing to {threat.text()}")
+    made = [Attack(threat=one, rule=Ascent(step), num_steps=num_steps, keep="highest_loss") for one in threats]
+    attack = WorstThreat(tuple(made))
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "craft_mode": craft_mode}
+    return MeanThreat(attack=attack, **options) if how == "mean" else Crafting(attack=attack, **options)
