@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contracts import NUM_CLASSES, SHAPE, seeded
 
+os.environ["KERAS_BACKEND"] = "torch"  # before anybody imports Keras
 torch.set_num_threads(int(os.environ.get("SPARRING_TEST_THREADS", "1")))
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from sparring.training.named import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXTRAS = ("keras", "transformers", "lightning")
 CORE = ("core/types.py", "threats/balls.py", "attacks/loop.py", "attacks/catalogue.py", "training/recipes.py")
 
 
@@ -60,6 +62,10 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """```python blocks share a namespace; a file name after the language saves the block too; ```sh run is run."""
+    for extra in EXTRAS:
+        if re.search(rf"^(?:import|from) {extra}\b", page.read_text(encoding="utf-8"), re.MULTILINE):
+            pytest.importorskip(extra, reason=f"{extra} is not installed")
+            warnings.simplefilter("ignore")  # pytest puts the filters back; what these libraries warn of is theirs
     monkeypatch.chdir(tmp_path)
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up

@@ -582,7 +582,7 @@ def test_a_model_of_one_logit_is_trained_as_one_of_two(tmp_path: Path) -> None:
         start_run(settings_for({**asked, "model": f"{tmp_path}/nets.py:{name}"}), tmp_path / name)
     one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
     assert set(one) == set(two) and all(torch.equal(one[key], two[key]) for key in one)
-    with pytest.raises(ValueError, match="leave out its .*sigmoid"):
+    with pytest.raises(ValueError, match=r"leave out its .*sigmoid"):
         start_run(settings_for({**asked, "model": f"{tmp_path}/nets.py:sure"}), tmp_path / "sure")
 
 

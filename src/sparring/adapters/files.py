@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.adapters.black_box import BlackBox
+from sparring.adapters.keras_models import KerasClassifier, is_keras
 from sparring.core.registry import Builder, Named, named, parse
 
 
@@ -51,7 +52,7 @@ def build_model(
                 raise
             raise ValueError(f"model {text!r} failed with {type(error).__name__}: {error}") from error
     if isinstance(model, nn.Module):
-        return model
+        return KerasClassifier(model) if is_keras(model) else model
     if isinstance(model, type) or not (callable(model) or hasattr(model, "predict")):
         raise TypeError(
             f"model {text!r} returned a {type(model).__name__}; expected a torch.nn.Module, an estimator with "

@@ -71,7 +71,8 @@ def attack_mode(model: Model, mode: CraftMode = "eval") -> Iterator[Frozen]:
         return
     flags = [(module, module.training) for module in model.modules()]
     learning = [p for p in model.parameters() if p.requires_grad]
-    buffers = [] if mode == "eval" else [(b, b.detach().clone()) for b in model.buffers()]
+    kept = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]  # Keras' statistics are these
+    buffers = [] if mode == "eval" else [(b, b.detach().clone()) for b in kept]
     try:
         if mode != "keep":
             model.train(mode == "train")

@@ -96,14 +96,15 @@ def plain(x: Inputs) -> Inputs:
 
 
 def logits_of(out: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, or an output's `logits` (Hugging Face). TypeError without any.
+    """The logits in what a model returned: a tensor, an output's `logits` (Hugging Face), or those that Keras keeps
+    beside the result of its softmax or sigmoid. TypeError without any.
 
     >>> logits_of({"loss": None, "logits": torch.zeros(2, 3)}).shape
     torch.Size([2, 3])
     """
     found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", out)
     if isinstance(found, Tensor):
-        return found
+        return getattr(found, "_keras_logits", found)
     parts = f" of {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
     key = f"[{next(iter(out))!r}]" if isinstance(out, Mapping) and out else "[0]"
     raise TypeError(
