@@ -96,8 +96,7 @@ def plain(x: Inputs) -> Inputs:
 
 
 def logits_of(out: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, an output's `logits` (Hugging Face), or those that Keras keeps
-    beside the result of its softmax or sigmoid. TypeError without any.
+    """The logits of a tensor, an output's `logits` (Hugging Face), those before Keras' softmax. TypeError without any.
 
     >>> logits_of({"loss": None, "logits": torch.zeros(2, 3)}).shape
     torch.Size([2, 3])

@@ -81,16 +81,6 @@ class Supervised:
         return self._mean(F.cross_entropy(logits, y, label_smoothing=self.label_smoothing, reduction="none"), y)
 
 
-def weighted_share(holds: Tensor, y: Tensor, class_weights: Sequence[float]) -> float:
-    """The share of the weight of all examples for which something holds (B,), each with that of its class.
-
-    >>> weighted_share(torch.tensor([True, False]), torch.tensor([0, 1]), [1.0, 3.0])
-    0.25
-    """
-    each = torch.tensor(class_weights, dtype=torch.float64)[y]
-    return float((each * holds).sum() / each.sum())
-
-
 def read_class_weights(text: str, y: Tensor, class_names: Sequence[str]) -> list[float]:
     """A weight for each class: the numbers of `1..5..2`, or for "balanced" N / (K * the class's number of labels y),
     with which every class counts alike. ValueError for anything else.
