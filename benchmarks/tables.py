@@ -1,111 +1,209 @@
-"""Phishing addresses under an opponent who obeys the rules: MLP before and after hardening, gradients and searches.
+"""Phishing addresses under an opponent who obeys the rules: networks and trees before and after hardening.
 
-Standard training, and half of each batch attacked (relaxed PGD at 1.6 times the radius that is judged), into folders
-beside OUT.jsonl; then the attacks one after the other on the phishing rows of the test part that come first, each on
-what still stands. Every row that counts is lawful by the checker; rejected rows are counted and printed. Every finished
-part is stored and not computed again. Needs $SPARRING_DATA/phishing_urls.
+standard: ordinary training. hardened: half of each batch attacked by relaxed PGD-5 at 1.6 times the radius that is
+judged. found: the same after rounds in which rows that a search found are added. trees, trees-found: LightGBM (extra
+package `lightgbm`) without and with such rounds. Each is attacked on the phishing rows of the test part that come
+first, by one attack after the other, each on what still stands. Every row that counts is lawful by the checker;
+rejected rows are counted and printed. --split host keeps the addresses of one host together. Every finished part is
+stored and not computed again. Needs $SPARRING_DATA/phishing_urls.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from common import Lines, provenance, share_text, table
-from sparring.app import train_run as runs
-from sparring.app.settings import TrainingSettings
+from sparring import BlackBox
 from sparring.core.batches import Batches
-from sparring.core.types import take
+from sparring.core.types import map_inputs, take
 from sparring.evaluation.measure import measure
 from sparring.modalities import find, load_data
+from sparring.modalities.tables.cells import read_chunks
+from sparring.modalities.tables.search import evolve, greedy_columns
 from sparring.results.statistics import wilson
+from sparring.training.found import train_on_found
+from sparring.training.loop import train
+from sparring.training.schedules import SCHEDULES
 
-THREATS = ("columns:0.5,norm=l2,units=range", "columns:3,norm=l1")
-RECIPES = {"standard": "standard", "hardened": "mixed:num_steps=5,step=0.4"}
-STAGES = "pgd:num_steps=40,restarts=2,apgd:num_steps=50,objective=margin,greedy:rounds=4,evolve:generations=60"
+TABLE = find("table")
+THREATS = {"l2": "columns:0.5,norm=l2,units=range", "l1": "columns:3,norm=l1"}
+TRAINED_AT = {"l2": "columns:0.8,norm=l2,units=range", "l1": "columns:4.8,norm=l1"}
+SEARCHES = "greedy:rounds=4,evolve:generations=60,evolve:generations=60"  # 1,440 + 1,920 + 1,920 queries
+GRADIENTS = "pgd:num_steps=40,restarts=2,"
+ROUNDS, TRIED = 2, 1200
 
 
-def trained(name: str, args: argparse.Namespace, lines: Lines) -> Any:
-    """The model of a recipe; its accuracy on the whole test part and the CPU seconds go into the lines."""
-    run = Path(args.out).with_suffix("") / f"{name}-{args.seed}"
-    started = time.process_time()
-    if not (run / "training.json").exists():
-        asked = {"data": data_of(args), "threat": "columns:0.8,norm=l2,units=range", "recipe": RECIPES[name]}
-        runs.start_run(TrainingSettings(**asked, epochs=args.epochs, held_out=300, seed=args.seed), run)
-    model = runs.load(run)
-    if not lines.find(name=name, seed=args.seed, part="clean"):
-        data = load_data(data_of(args))
+def data_of(args: argparse.Namespace, seed: int) -> Any:
+    """The table, its fifth for the test drawn by row or by host."""
+    data = load_data(f"table:phishing_urls,seed={seed}")
+    if args.split == "row":
+        return data
+    path = Path(os.environ["SPARRING_DATA"], "phishing_urls", "urls.csv.gz")
+    urls = [row[chunk.header.index("url")] for chunk in read_chunks(str(path)) for row in chunk.cells]
+    hosts = np.unique([urlsplit(url).hostname or url for url in urls], return_inverse=True)[1]
+    whole = load_data(f"table:phishing_urls,test={path}")  # all rows, in the order of the file
+    share = np.random.default_rng(seed).random(hosts.max() + 1)[hosts]
+    test = torch.from_numpy(share < 0.2)
+    parts = [rows.nonzero()[:, 0] for rows in (~test, test)]
+    (x_train, y_train), (x_test, y_test) = [(take(whole.x_test, rows), whole.y_test[rows]) for rows in parts]
+    return replace(whole, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+
+
+def fitter(name: str, data: Any, threat: Any, epochs: int, seed: int) -> Callable[[Any, Tensor], Any]:
+    """What learns from rows and labels: each call goes on with the same network; trees are grown anew."""
+    if name.startswith("trees"):
+        from lightgbm import LGBMClassifier
+
+        def grow(x: Any, y: Tensor) -> Any:
+            made = LGBMClassifier(n_estimators=200, n_jobs=1, random_state=seed, verbose=-1)
+            return BlackBox(made.fit(x["rows"].numpy(), y.numpy()))
+
+        return grow
+    model = TABLE.make_model("mlp", seed, data.given)
+    recipe = TABLE.named_recipe("standard" if name == "standard" else "mixed:num_steps=5,step=0.4")(threat)
+    calls = iter(range(100))
+
+    def learn(x: Any, y: Tensor) -> Any:
+        number = next(calls)
+        last = number == (ROUNDS if name == "found" else 0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-4)
+        batches = Batches(x, y, 256, seed=100 * seed + number, shuffle=True, drop_last=True)
+        train(
+            model, batches, recipe, optimizer, num_epochs=epochs if last else 3, schedule=SCHEDULES["cosine"], seed=seed
+        )  # fmt: skip
+        return model.eval()
+
+    return learn
+
+
+def trained(name: str, args: argparse.Namespace, seed: int, lines: Lines) -> tuple[Any, Any]:
+    """The data and a model; clean figures of the whole test part, rows found and CPU seconds go into the lines."""
+    data = data_of(args, seed)
+    threat = TABLE.make_threat(TRAINED_AT[args.trained], data)
+    fit = fitter(name, data, threat, args.epochs, seed)
+    torch.manual_seed(seed)
+    started, found = time.process_time(), ()
+    if name.endswith("found"):
+        trees = name.startswith("trees")
+        search = greedy_then_evolve if trees else functools.partial(evolve, generations=20, population=16)
+        done = train_on_found(
+            fit, data.x_train, data.y_train, threat, search, num_rounds=args.tree_rounds if trees else ROUNDS,
+            num_tried=TRIED, among=data.y_train == 1, seed=seed,
+        )  # fmt: skip
+        model, found = done.model, done.found
+    else:
+        model = fit(data.x_train, data.y_train)
+    key = {"name": name, "seed": seed, "part": "clean", "split": args.split, "trained": args.trained}
+    if not lines.find(**key):
         with torch.no_grad():
             right = model(data.x_test).argmax(1) == data.y_test
         counts = [int(right[data.y_test == k].sum()) for k in (0, 1)]
         sizes = [int((data.y_test == k).sum()) for k in (0, 1)]
-        key = {"name": name, "seed": args.seed, "part": "clean"}
-        lines.add({**key, "right": counts, "of": sizes, "cpu": time.process_time() - started})
-    return model
+        lines.add({**key, "right": counts, "of": sizes, "found": list(found), "cpu": time.process_time() - started})
+    return data, model
 
 
-def data_of(args: argparse.Namespace) -> str:
-    return f"table:phishing_urls,seed={args.seed}"
+def greedy_then_evolve(threat: Any) -> Any:
+    """Both searches on each row: the better result."""
+    parts = greedy_columns(threat, rounds=2), evolve(threat, generations=30, population=16)
+
+    def attack(model: Any, x: Any, y: Tensor, *, noise: Any = None) -> Any:
+        one, other = (part(model, x, y, noise=noise) for part in parts)
+        better = other.loss > one.loss
+        mixed = map_inputs(lambda a, b: b.where(better.view(-1, *[1] * (b.ndim - 1)), a), one.x_adv, other.x_adv)
+        return other._replace(x_adv=mixed, z=other.z.where(better[:, None], one.z), cost=one.cost.plus(other.cost))
+
+    return attack
 
 
-def part(lines: Lines, name: str, text: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One model under one threat, from the file or computed: what stands after each stage."""
-    model = trained(name, args, lines)
-    key = {"name": name, "seed": args.seed, "part": text, "n": args.num_examples}
+def part(lines: Lines, name: str, which: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """One model under one threat, from the file or computed: what stands after each attack."""
+    key = {"name": name, "seed": seed, "part": which, "n": args.num_examples, "split": args.split,
+           "trained": args.trained}  # fmt: skip
     if found := lines.find(**key):
         return found
+    data, model = trained(name, args, seed, lines)
     started = time.process_time()
-    data, tables = load_data(data_of(args)), find("table")
-    threat = tables.make_threat(text, data)
+    threat = TABLE.make_threat(THREATS[which], data)
     rows = (data.y_test == 1).nonzero()[: args.num_examples, 0]
-    batches = Batches(take(data.x_test, rows), data.y_test[rows], 100)
-    stages = tables.make_plan(STAGES, threat)
-    found = measure(model, batches, threat, stages, seed=args.seed + 1000, curve=(), gallery_size=0)
-    records = [[a.name, a.standing_after, a.cost.forwards, sum(a.rejected.values())] for a in found.attacks]
-    return lines.add(
-        {**key, "clean": found.clean.count, "after": records, "cpu": time.process_time() - started}
-    )  # fmt: skip
+    batches = Batches(take(data.x_test, rows), data.y_test[rows], 250)
+    stages = TABLE.make_plan(SEARCHES if name.startswith("trees") else GRADIENTS + SEARCHES, threat)
+    measured = measure(model, batches, threat, stages, seed=seed + 1000, curve=(), gallery_size=0)
+    records = [[a.name, a.standing_after, a.cost.forwards, sum(a.rejected.values())] for a in measured.attacks]
+    return lines.add({**key, "clean": measured.clean.count, "after": records, "cpu": time.process_time() - started})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", help="JSON lines to keep results in")
-    parser.add_argument("--num-examples", type=int, default=150, help="phishing rows that are attacked")
+    parser.add_argument("--models", default="standard,hardened,found", help="of them, and trees, trees-found")
+    parser.add_argument("--threats", default="l2,l1", help="that are judged")
+    parser.add_argument("--trained", default="l2", choices=[*TRAINED_AT], help="the threat of training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", default="row", choices=["row", "host"])
+    parser.add_argument("--num-examples", type=int, default=500, help="phishing rows that are attacked")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tree-rounds", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = Lines(Path(args.out))
-    for text in THREATS:  # what matters most first
-        for name in RECIPES:
-            print(name, text, f"{part(lines, name, text, args)['cpu']:.0f} s", flush=True)
+    for which in args.threats.split(","):  # what matters most first
+        for seed in range(args.seeds):
+            for name in args.models.split(","):
+                found = part(lines, name, which, args, seed)
+                print(name, which, seed, found["after"][-1][1], f"{found['cpu']:.0f} s", flush=True)
     report(lines, args)
 
 
 def report(lines: Lines, args: argparse.Namespace) -> None:
-    """Clean figures of the whole test part, and what each attack leaves of the rows that were attacked."""
-    clean = {name: lines.find(name=name, seed=args.seed, part="clean") for name in RECIPES}
-    rows = [
-        [name, share_text(wilson(sum(r["right"]), sum(r["of"]))), share_text(wilson(r["right"][1], r["of"][1])),
-         share_text(wilson(r["of"][0] - r["right"][0], r["of"][0])), f"{r['cpu']:.0f}"]
-        for name, r in clean.items() if r
+    """Clean figures of the whole test part, and what each attack leaves of the rows that were attacked, all seeds."""
+    mine = [r for r in lines.records if (r["split"], r["trained"]) == (args.split, args.trained)]
+    names = args.models.split(",")
+    rows = []
+    for name in names:
+        own = [r for r in mine if r["name"] == name and r["part"] == "clean"]
+        right, of = np.array([r["right"] for r in own]), np.array([r["of"] for r in own])
+        each = ", ".join(f"{100 * a.sum() / b.sum():.2f}" for a, b in zip(right, of, strict=True))
+        rows.append([
+            name, share_text(wilson(int(right.sum()), int(of.sum()))), each,
+            share_text(wilson(int(right[:, 1].sum()), int(of[:, 1].sum()))),
+            share_text(wilson(int((of - right)[:, 0].sum()), int(of[:, 0].sum()))),
+            "; ".join("+".join(map(str, r["found"])) or "-" for r in own), f"{np.mean([r['cpu'] for r in own]):.0f}",
+        ])  # fmt: skip
+    head = ["model", "clean accuracy", "of each seed", "recall of phishing", "false alarms", "rows found", "CPU s"]
+    print(table(head, rows), "\n")
+    for which in args.threats.split(","):
+        parts = [[r for r in mine if r["name"] == name and r["part"] == which and r["n"] == args.num_examples]
+                 for name in names]  # fmt: skip
+        print(f"`{THREATS[which]}`:\n")
+        print(table(["model", "before", "what each attack leaves", "after all", "of each seed", "queries a row",
+                     "rejected", "CPU s"], [_row(own) for own in parts if own]), "\n")  # fmt: skip
+    print(provenance(seed=f"0 to {args.seeds - 1}", n=f"{args.num_examples} a seed", packages=("lightgbm",)))
+
+
+def _row(own: list[dict[str, Any]]) -> list[Any]:
+    total = sum(r["n"] for r in own)
+    left = [f"{a[0][0].partition(':')[0]} {sum(b[1] for b in a) / total:.1%}"
+            for a in zip(*(r["after"] for r in own), strict=True)]  # fmt: skip
+    after = [r["after"][-1][1] for r in own]
+    return [
+        own[0]["name"], f"{sum(r['clean'] for r in own) / total:.1%}", ", ".join(left),
+        share_text(wilson(sum(after), total)), ", ".join(f"{a / r['n']:.1%}" for a, r in zip(after, own, strict=True)),
+        f"{sum(a[2] for r in own for a in r['after']) / total:.0f}", sum(a[3] for r in own for a in r["after"]),
+        f"{sum(r['cpu'] for r in own):.0f}",
     ]  # fmt: skip
-    print(table(["model", "clean accuracy", "recall of phishing", "false alarms", "training, CPU s"], rows), "\n")
-    kept = [lines.find(name=name, seed=args.seed, part=t, n=args.num_examples) for t in THREATS for name in RECIPES]
-    found = [r for r in kept if r]
-    head = ["threat, model", "clean", *(a[0] for a in found[0]["after"]), "queries a row", "rejected", "CPU s"]
-    body = [
-        [f"`{r['part']}`, {r['name']}", share_text(wilson(r["clean"], r["n"])),
-         *(share_text(wilson(a[1], r["n"])) for a in r["after"]), f"{sum(a[2] for a in r['after']) / r['n']:.0f}",
-         sum(a[3] for a in r["after"]), f"{r['cpu']:.0f}"]
-        for r in found
-    ]  # fmt: skip
-    print(table(head, body), "\n")
-    print(provenance(seed=args.seed, n=args.num_examples))
 
 
 if __name__ == "__main__":
