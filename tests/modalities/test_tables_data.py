@@ -29,6 +29,57 @@ r = {type = "real", missing = -1}
 p = {type = "category", values = ["tcp", "NA", "a, b"], change = "none"}
 f = {type = "boolean"}
 """
+COUNTS = """
+label = "y"
+attacked = "bad"
+[columns]
+a = {type = "integer", low = 0, high = 9}
+"b c" = {type = "real", low = 0, high = 9, step = 0.1}
+p = {type = "category", values = ["x", "y, z"]}
+"""
+TREE = """
+import numpy as np
+from sklearn.tree import DecisionTreeClassifier
+
+def grown():
+    draw = np.random.default_rng(0)
+    x = np.concatenate([draw.integers(0, 10, (300, 2)), np.eye(2)[draw.integers(0, 2, 300)]], 1)
+    return DecisionTreeClassifier(random_state=0).fit(x, x[:, 0] + x[:, 1] > 9)
+"""
+
+
+def test_attacked_rows_go_to_csv_that_the_schema_reads_and_training_takes(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    a, b, p = draw.integers(0, 10, 200), draw.integers(0, 90, 200) / 10, draw.integers(0, 2, 200)
+    kinds = np.array(["x", '"y, z"'])[p]
+    lines = [f"{i},{j},{k},{'bad' if i + j > 9 else 'good'}" for i, j, k in zip(a, b, kinds, strict=True)]
+    (tmp_path / "t.csv").write_text("a,b c,p,y\n" + "\n".join(lines) + "\n")
+    (tmp_path / "t.toml").write_text(COUNTS)
+    (tmp_path / "m.py").write_text(TREE)
+    text = f"table:{tmp_path}/t.csv,schema={tmp_path}/t.toml"
+    for name in ("adv.csv", "adv.npz"):
+        code, out, err = call(
+            "attack", "--model", f"{tmp_path}/m.py:grown", "--data", text, "--threat", "columns:1.5,norm=l1", "--split",
+            "train", "--out", f"{tmp_path}/{name}",
+        )  # fmt: skip
+        assert code == 0 and "adversarial examples" in out, err
+    known = Schema.read(tmp_path / "t.toml")
+    rows, labels = read_csv(str(tmp_path / "adv.csv"), known)
+    arrays = np.load(tmp_path / "adv.npz", allow_pickle=False)
+    assert np.array_equal(rows, arrays["x_adv/rows"]) and len(rows) > 3 and {*labels} == {"bad"}
+    plain, more = load_data(text), load_data(f"{text},found={tmp_path}/adv.csv")
+    num = len(plain.y_train)
+    assert len(more.y_train) == num + len(rows) and torch.equal(more.x_train["rows"][:num], plain.x_train["rows"])
+    assert np.array_equal(more.x_train["rows"][num:].numpy(), rows) and bool((more.y_train[num:] == 1).all())
+    assert bool(more.x_train["may_change"][num:].all()) and torch.equal(more.x_test["rows"], plain.x_test["rows"])
+    assert more.facts == plain.facts  # a network is told of the data, not of the opponent
+    code, _, err = call(
+        "attack", "--model", f"{tmp_path}/m.py:grown", "--data", text, "--threat", "columns:1,norm=l1", "--out",
+        f"{tmp_path}/adv.txt",
+    )  # fmt: skip
+    assert code == 2 and "ends in .npz" in err
+
+
 HEADER = "id,n,r,Flow Bytes/s,p,f,kind\n"
 ROW = "7,3,0.5,1e3,tcp,True,good\n"
 

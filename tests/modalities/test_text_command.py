@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_texts import write
@@ -81,6 +82,21 @@ def test_the_report_shows_sentences(folder: Path) -> None:
     assert code == 0 and (folder / "again.html").read_text(encoding="utf-8").count("<mark>") == page.count("<mark>"), (
         err
     )
+
+
+def test_turned_texts_are_written_as_lines_of_json(folder: Path) -> None:
+    asked = ("attack", str(folder / "run"), "--num-examples", "24", "--attacks", "greedy", "--out")
+    for name in ("adv.jsonl", "adv.npz"):
+        code, _, err = call(*asked, str(folder / name))
+        assert code == 0, err
+    lines = [json.loads(line) for line in (folder / "adv.jsonl").read_text(encoding="utf-8").splitlines()]
+    arrays, data = np.load(folder / "adv.npz", allow_pickle=False), load_data(write(folder))
+    assert [line["index"] for line in lines] == arrays["index"].tolist() and lines
+    for line, y, after in zip(lines, arrays["y"], arrays["prediction_after"], strict=True):
+        assert line["before"] == data.strings["test"][line["index"]] != line["after"]  # type: ignore[attr-defined]
+        assert [line["label"], line["taken_after"]] == [data.class_names[int(k)] for k in (y, after)]
+    code, _, err = call(*asked, str(folder / "adv.csv"))
+    assert code == 2 and "text: expected a file that ends in .npz or .jsonl, got .csv" in err
 
 
 def test_the_gate_judges_it(folder: Path) -> None:

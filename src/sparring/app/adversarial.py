@@ -12,14 +12,14 @@ import torch
 
 from sparring.app.evaluate_folder import Subject, question_of
 from sparring.app.settings import EvaluationSettings
-from sparring.core.files import write_atomically
+from sparring.core.files import write_atomically, write_text
 from sparring.core.machine import Machine, find_machine
 from sparring.core.registry import name_of
 from sparring.core.types import Inputs, map_inputs, take
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.one_batch import predict
-from sparring.modalities.base import Modality
+from sparring.modalities.base import Dataset, Modality
 from sparring.threats import Ball, ThreatModel, inside
 
 
@@ -41,13 +41,17 @@ class Crafted:
     modality: Modality
     threat: ThreatModel
     machine: Machine
+    data: Dataset
 
     @property
     def num(self) -> int:
         return len(self.arrays["index"])
 
     def save(self, path: Path) -> None:
-        """Writes the .npz, atomically; `numpy.load(path)` reads it without pickle."""
+        """Writes the .npz, which `numpy.load(path)` reads without pickle, or a format of the kind's own; atomically."""
+        if path.suffix != ".npz":
+            write_text(path, self.modality.formats[path.suffix](self.arrays, self.data))
+            return
         write_atomically(path, lambda stream: np.savez_compressed(stream, **self.arrays))  # type: ignore[arg-type]
 
     def write_pictures(self, folder: Path) -> Reloaded:
@@ -73,15 +77,19 @@ class Crafted:
 
 def craft(
     subject: Subject, settings: EvaluationSettings, observe: Callable[[Progress], object] | None = None, *,
-    pictures: bool = False,
+    pictures: bool = False, suffix: str = ".npz",
 ) -> Crafted:  # fmt: skip
     """Attacks the examples that an evaluation with these settings judges, and keeps all that were turned.
 
     Each was realized, shown to the model again, and lies in the set and in the valid domain, as in an evaluation.
-    pictures: they are to be written as such, too. Raises ValueError (PreflightError among them), OSError, RuntimeError.
+    pictures: they are to be written as such, too. suffix: of the file they are for. Raises ValueError (PreflightError
+    among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
     dataset, modality, threat, stages, rows, pairs = question_of(subject, s, machine)
+    if suffix not in (there := (".npz", *modality.formats)):
+        forms = " or ".join(there)
+        raise ValueError(f"{modality.name}: expected a file that ends in {forms}, got {suffix or 'no ending'}")
     if pictures and modality.write is None:
         raise ValueError(f"{modality.name}: this kind of input has no pictures; leave out --png, --out holds them all")
     found = measure(
@@ -100,7 +108,7 @@ def craft(
     told["size"] = np.array([sizes[index] for index in told["index"].tolist()], np.float32)
     about = {"threat": s.threat, "attacks": ",".join(map(name_of, stages)), "data": dataset.name, "split": s.split}
     told |= {name: np.array(text) for name, text in about.items()} | {"seed": np.array(s.seed)}
-    return Crafted(told, found, modality, threat, machine)
+    return Crafted(told, found, modality, threat, machine, dataset)
 
 
 def _none_of(x: Inputs) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ OPTIONS = ("data", "threat", "split", "attacks", "num_examples", "balanced", "ba
 
 @with_options(EvaluationSettings, *OPTIONS)
 def attack_(
-    out: Annotated[Path, typer.Option(help="the .npz to write")],
+    out: Annotated[Path, typer.Option(help="the .npz to write; of a table also .csv, of texts .jsonl")],
     run: RunFolder = None,
     png: Annotated[Path | None, typer.Option(help="folder for them as PNG in 8 bits, for images")] = None,
     model: ModelText = None,
@@ -27,8 +27,11 @@ def attack_(
 
     An .npz with x, x_adv, y, index, prediction_before, prediction_after, confidence_before, confidence_after, size.
     """
-    if out.suffix != ".npz" or out.is_dir():
-        raise ValueError(f"--out {out}: expected a file that ends in .npz, which holds every input exactly")
+    if out.suffix not in (".npz", ".csv", ".jsonl") or out.is_dir():
+        raise ValueError(
+            f"--out {out}: expected a file that ends in .npz, which holds every input exactly (tables also .csv, texts "
+            "also .jsonl)"
+        )
     if png and png.is_dir() and any(png.iterdir()):
         raise ValueError(f"--png {png} is not empty; its pictures could be mixed with others: choose another folder")
     subject, given = chosen(run, model, weights, checkpoint, given, "")
@@ -40,7 +43,7 @@ def attack_(
         found = craft(
             subject, settings,
             lambda now: line.show(now.fraction or 0.0, lambda: evaluation_note(now), total=1.0),
-            pictures=png is not None,
+            pictures=png is not None, suffix=out.suffix,
         )  # fmt: skip
     for finding in sorted(found.evaluation.findings, key=lambda finding: -finding.severity):
         say(f"{finding.level}: {finding.sentence} {finding.next_step}".rstrip())

@@ -91,8 +91,9 @@ class Modality:
     (stored evaluation) -> html, such as some attacked examples. caption: (data, gallery, split, threat) -> further
     arrays for a gallery, of what only the data know (the strings behind numbers), for `show`. write: (folder, x, x_adv,
     names, threat) writes a file NAME for each example and returns the x_adv that these files hold, read again. collect:
-    (name, train or None, test) -> Dataset, of a user's own examples as arrays (`adapters.own_data.Part`). tools:
-    what commands of this kind alone do (`sparring schema`), by name.
+    (name, train or None, test) -> Dataset, of a user's own examples as arrays (`adapters.own_data.Part`). formats:
+    of `sparring attack` beside .npz: suffix -> (arrays, data) -> the text of the file. tools: what commands of this
+    kind alone do (`sparring schema`), by name.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Modality:
     show: Callable[..., str] | None = None
     caption: Callable[..., Mapping[str, Any]] | None = None
     write: Callable[..., Tensor] | None = None
+    formats: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     collect: Callable[..., Dataset] | None = None
 

@@ -34,13 +34,14 @@ class TableData(Dataset):
 
 def load_table(
     path: str, *, schema: str = "", test: str = "", test_share: float = 0.2, seed: int = 0, encoding: str = "utf-8",
-    rows: int = 0,
+    rows: int = 0, found: str = "",
 ) -> TableData:  # fmt: skip
     """The table of a CSV file: class 1 is what the schema calls attacked, class 0 all else.
 
     schema: its TOML file. test: a file for the test; without it the share `test_share`, drawn by the seed with both
-    classes in proportion. rows: of the training file only that many, drawn by the seed (0: all). Raises ValueError with
-    row, column and value, FileNotFoundError.
+    classes in proportion. rows: of the training file only that many, drawn by the seed (0: all). found: a file
+    of attacked rows, such as `sparring attack --split train` writes, that is added to the training part. Raises
+    ValueError with row, column and value, FileNotFoundError.
     """
     files = [path, test]
     if path in KNOWN_TABLES and not Path(path).exists():
@@ -69,11 +70,15 @@ def load_table(
     else:
         indices = hold_out(y, test_share, seed)
         parts = [(x[index.numpy()], y[index]) for index in indices]
+    facts = _facts(parts[0][0], known)
+    if found:
+        more = read_csv(found, known, encoding)
+        own = torch.tensor([known.is_attacked(label) for label in more[1]], dtype=torch.int64)
+        parts[0] = (np.concatenate([parts[0][0], more[0]]), torch.cat([parts[0][1], own]))
     inputs = [({"rows": torch.from_numpy(part), "may_change": own == 1}, own) for part, own in parts]
     two = sorted({*labels}, key=known.is_attacked)
     names = (two[0], two[1]) if len(two) == 2 else ("other", "attacked")
-    name, facts = Path(path).name.split(".")[0], _facts(parts[0][0], known)
-    return TableData(name, "table", *inputs[0], *inputs[1], names, facts, schema=known)
+    return TableData(Path(path).name.split(".")[0], "table", *inputs[0], *inputs[1], names, facts, schema=known)
 
 
 def _facts(x: np.ndarray, schema: Schema) -> dict[str, Any]:

@@ -161,6 +161,17 @@ class Schema:
             raise ValueError(f"units=range needs low and high of every column; {open_} has none")
         return np.where(width > 0, width, 1.0)
 
+    def cells(self, rows: np.ndarray) -> list[list[str]]:
+        """The cells of rows (N, D) as a file has them, in the order of `columns`; `read_csv` reads the same numbers."""
+        found = []
+        for c in self.columns:
+            part = rows[:, self.start[c.name] : self.start[c.name] + max(1, len(c.values))]
+            if c.type == "category":
+                found.append([c.values[int(one.argmax())] if one.any() else "" for one in part])
+            else:
+                found.append([str(int(v)) if v.is_integer() else repr(v) for v in part[:, 0].tolist()])
+        return [list(row) for row in zip(*found, strict=True)]
+
     def is_attacked(self, label: str) -> bool:
         """Whether rows of this label are the opponent's."""
         return any(label != a[4:] if a.startswith("not ") else label == a for a in self.attacked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,6 +39,17 @@ def show_rows(run: StoredEvaluation) -> str:
         )
         cards += _CARD.format(rows=rows, same=len(x) - len(changed), **run.answer(i))
     return Markup('<div class="cards">{}</div>\n').format(cards)
+
+
+def as_csv(arrays: Mapping[str, Any], data: Any) -> str:
+    """Attacked rows as a CSV file with the columns of the table and its label, which the same schema reads again."""
+    schema = data.schema
+    named = next((label for label in schema.attacked if not label.startswith("not ")), "attacked")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*(column.name for column in schema.columns), schema.label])
+    writer.writerows([*row, named] for row in schema.cells(np.asarray(arrays["x_adv/rows"])))
+    return stream.getvalue()
 
 
 def table_metrics(table: Mapping[str, Any]) -> dict[str, Metric]:

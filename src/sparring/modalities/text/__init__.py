@@ -8,7 +8,7 @@ from sparring.modalities.text.data import TEXT_DATA, caption, read_text, reads_t
 from sparring.modalities.text.models import TEXT_MODELS
 from sparring.modalities.text.recipes import TEXT_RECIPES
 from sparring.modalities.text.search import TEXT_ATTACKS, TEXT_PLANS
-from sparring.modalities.text.show import show_texts
+from sparring.modalities.text.show import as_jsonl, show_texts
 from sparring.modalities.text.threats import TEXT_THREATS
 
 
@@ -20,5 +20,5 @@ def suited_settings(data: Dataset) -> dict[str, Any]:
 MODALITY = Modality(
     name="text", load=read_text, known=TEXT_DATA, reads=reads_text, presets=suited_settings, models=TEXT_MODELS,
     threats=TEXT_THREATS, attacks=TEXT_ATTACKS, plans=TEXT_PLANS, validation="light",
-    recipes=TEXT_RECIPES, certify=find_words_bound, show=show_texts, caption=caption,
+    recipes=TEXT_RECIPES, certify=find_words_bound, show=show_texts, caption=caption, formats={".jsonl": as_jsonl},
 )  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -46,6 +47,21 @@ def show_texts(run: StoredEvaluation) -> str:
         ))  # fmt: skip
     legend = _LEGEND.format(average=float(np.mean(shares)))
     return _STYLE + Markup('<div class="cards">{}</div>\n').format(Markup().join(cards)) + legend
+
+
+def as_jsonl(arrays: Mapping[str, Any], data: Any) -> str:
+    """A line of JSON for each turned text: index, before, after, and what it is, was taken for, and is taken for."""
+    lines = []
+    for i, told in enumerate(arrays["words"]):
+        pairs: list[Sequence[str]] = json.loads(str(told))
+        before, after = ("".join(pair[side] for pair in pairs) for side in (0, 1))
+        names = {name: data.class_names[int(arrays[key][i])] for name, key in _JSON_CLASSES.items()}
+        line = {"index": int(arrays["index"][i]), "before": before, "after": after, **names}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+_JSON_CLASSES = {"label": "y", "taken_before": "prediction_before", "taken_after": "prediction_after"}
 
 
 def _side(pairs: Sequence[Sequence[str]], side: int) -> Markup:
