@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": LOWER | {"certify", "evaluation", "results"},
     "checks": LOWER | {"checks", "evaluation", "results"},
     "report": {"core", "modalities", "report", "results"},
-    "modalities": LOWER | {"certify", "training", "evaluation", "results", "modalities", "adapters"},
+    "modalities": LOWER | {"certify", "training", "evaluation", "results", "quality", "modalities", "adapters"},
+    "quality": {"core", "training", "quality"},
     "adapters": {"core", "adapters"},
 }
 """A room that may import itself is named too. Nothing below the command knows the command."""

@@ -378,7 +378,7 @@ def test_a_guard_may_stop_and_a_blind_one_does_not_let_trouble_pass() -> None:
     model = network()
     result = train(model, PLAIN, Breaking(2, "nan loss"), sgd(model), num_epochs=3, guard=lambda state: None)
     assert result.stopped is not None and "epoch 1, step 2: the loss is nan" in result.stopped
-    with pytest.raises(TypeError, match="returns Rollback, Stop or None; got bool"):
+    with pytest.raises(TypeError, match="returns Rollback, Stop, Wait or None; got bool"):
         train(model, PLAIN, Standard(), sgd(model), num_epochs=1, guard=lambda state: True)  # type: ignore[arg-type,return-value]
     for factor in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="rate_factor must be positive"):

@@ -75,8 +75,9 @@ def demo(
 
 @app.command(name="train")
 @with_options(
-    TrainingSettings, "data", "threat", "model", "weights", "recipe", "epochs", "batch_size", "device", "seed"
-)
+    TrainingSettings, "data", "threat", "model", "weights", "recipe", "epochs", "minutes", "batch_size", "device",
+    "seed",
+)  # fmt: skip
 def train_(
     out: Annotated[Path, typer.Option(help="run folder")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
@@ -88,9 +89,12 @@ def train_(
 ) -> None:
     """Train a robust model into a run folder."""
     from sparring.adapters.files import runs_a_file
+    from sparring.app.courses import next_step, task_of
+    from sparring.app.train_run import read_config
 
     asked = read_settings(config, set_ or [], given)
-    if not resume and not (asked.get("data") and asked.get("threat")):
+    given = {key: asked[key] for key in ("data", "recipe") if asked.get(key)}
+    if not resume and not (asked.get("data") and (asked.get("threat") or task_of(TrainingSettings(**given)))):
         raise ValueError("--data and --threat are needed, for example --data digits --threat linf:0.2")
     named = {key: asked[key] for key in ("data", "model", "threat", "recipe") if asked.get(key)}
     files = {key: text for key, text in named.items() if runs_a_file(str(text))}
@@ -98,7 +102,7 @@ def train_(
     model = f" --model {shlex.quote(files['model'])}" if "model" in files else ""
     go_on = f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}{again}"
     _train(out, asked, resume=resume, hint=go_on)
-    say(f"next: sparring evaluate {shlex.quote(str(out))}{model}")
+    say(f"next: {next_step(read_config(out)).format(run=shlex.quote(str(out)), model=model)}")
 
 
 @app.command(name="evaluate")
@@ -196,12 +200,15 @@ def list_(
 def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None:
     """Trains or resumes with a progress line; Ctrl-C ends it at the next batch, saved."""
     from sparring.app import train_run as runs
+    from sparring.app.courses import in_words
     from sparring.app.progress import ProgressLine, interrupts, training_note
 
     with interrupts(say) as interrupted, ProgressLine(out.name) as line:
 
         def observe(state: Any) -> bool:
-            line.show(state.step, lambda: training_note(state), total=state.total)
+            by_steps = state.limit == float("inf")
+            done, total = (state.step, state.total) if by_steps else (state.progress, 1.0)
+            line.show(done, lambda: training_note(state), total=total)
             return interrupted()
 
         if resume:
@@ -217,7 +224,7 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
     best = result.history[result.best_epoch]
     say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
-        f"{best['clean_accuracy']:.1%} clean, {best['robust_accuracy']:.1%} under a light attack (held-out data)"
+        + in_words(best)
     )
 
 
@@ -298,7 +305,6 @@ def _gate(results: Path, demands: Any) -> None:
         typer.echo(f"{'pass' if check.passed else 'FAIL'}: {check.sentence}")
     if not decision.passed:
         raise typer.Exit(1)
-
 
 
 if __name__ == "__main__":

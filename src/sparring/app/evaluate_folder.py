@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
+from sparring.app.courses import next_step
 from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
 from sparring.attacks.plans import Stage
@@ -44,6 +45,11 @@ class Subject(NamedTuple):
 def from_run(run: Path, which: str = "best", model_file: str | None = None) -> Subject:
     """The model of a run folder; see `runs.load` for `model_file`."""
     settings = runs.read_config(run)
+    if settings.threat == "none":
+        raise ValueError(
+            f"{run} was trained by {settings.recipe}, which makes no classifier, so there is no robust accuracy to "
+            f"measure; {next_step(settings).format(run=run, model='')} shows what it learned"
+        )
     model, weights = runs.load(run, which, model=model_file), run / f"{which}.safetensors"
     training = runs.training_record(run, which) if (run / "training.json").exists() else None
     return Subject(model, run.resolve().name, str(settings.model), weights, training, run)

@@ -58,7 +58,9 @@ class TrainingSettings(Settings):
         default="pgd-at", description="from 'sparring list recipes', with options: trades:beta=3; or FILE.py:FUNCTION"
     )
     class_weights: str | None = _unset("balanced (all classes count alike), or one number for each: 1..5..2")
-    epochs: int | None = _unset("passes over the data", ge=1, le=10**6)
+    epochs: int | None = _unset("passes over the data, each validated", ge=1, le=10**6)
+    passes: int | None = _unset("passes over the data in an epoch", ge=1, le=10**6)
+    minutes: float | None = _unset("end after the epoch in which they are over", ge=0.01, le=1e6)
     batch_size: int | None = _unset("examples per step", ge=1, le=10**9)
     optimizer: Literal["adamw", "sgd"] | None = _unset("how weights learn; sgd has momentum 0.9")
     learning_rate: float | None = _unset("the highest of the schedule", ge=1e-12, le=1e3)
@@ -83,7 +85,7 @@ class TrainingSettings(Settings):
 
 
 GENERAL: dict[str, Any] = {
-    "epochs": 50, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
+    "epochs": 50, "passes": 1, "batch_size": 128, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4,
     "schedule": "one-cycle", "radius_ramp": 0.3,
 }  # fmt: skip
 """Training settings where the data has no other. A radius that grows from 0 gets MNIST at 0.3 off its plateau."""

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from sparring.app.courses import Course, course_of, refuse_for_task
 from sparring.app.settings import TrainingSettings
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
+from sparring.core.machine import Machine
 from sparring.core.registry import Named, named, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.evaluation.preflight import preflight
 from sparring.modalities import find_data
-from sparring.modalities.base import Dataset, Modality
+from sparring.modalities.base import Dataset, Modality, Task
 from sparring.threats.inputs import check_inputs
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
@@ -35,12 +37,17 @@ class Job(NamedTuple):
     model: nn.Module
     threat: Any
     recipe: Named
-    weights: list[float] | None
+    weights: list[float] | None = None
+    task: Task | None = None
 
 
 def prepare(settings: TrainingSettings, text: str = "") -> Job:
     """Everything that can be wrong with the settings says so here. text: of the data, where the run has kept some."""
     data, modality, _ = find_data(text or settings.data)
+    recipe, task = modality.named_recipe(settings.recipe), modality.task(settings.recipe)
+    if task:
+        refuse_for_task(settings)
+        return Job(settings, data, modality, task.model(data.given, settings.seed), None, recipe, task=task)
     weights = Path(settings.weights) if settings.weights else None
     given = {**data.given, "class_names": data.class_names}
     model = modality.make_model(str(settings.model), settings.seed, given, weights)
@@ -58,7 +65,7 @@ def prepare(settings: TrainingSettings, text: str = "") -> Job:
         check_inputs(x, threat)
     told = settings.class_weights
     of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
-    job = Job(settings, data, modality, model, threat, modality.named_recipe(settings.recipe), of_classes)
+    job = Job(settings, data, modality, model, threat, recipe, of_classes)
     make_recipe(job)
     return job
 
@@ -76,6 +83,19 @@ def make_recipe(job: Job) -> Any:
     if part_of(getattr(recipe, "attack", None), "threat") is not None:
         recipe = Ramped(recipe, Ramp(s.radius_ramp))
     return recipe if s.awp == 0 else awp(recipe, gamma=s.awp)
+
+
+def make_course(job: Job, model: nn.Module, machine: Machine, out: Path) -> tuple[tuple[Any, Any], Course]:
+    """(x, y) to train on, and what the loop is given beside: the task's own, or that of a classifier."""
+    s, data = job.settings, job.data
+    if job.task:
+        return (data.x_train, data.y_train), course_of(job.task, data, model, s, out)
+    used, held = split_data(s, data)
+    batches = Batches(machine.place(held[0]), machine.place(held[1]), 500, prepare=data.prepare)
+    learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
+    sgd = s.optimizer == "sgd"
+    optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
+    return used, Course(make_recipe(job), optimizer, make_validation(job, model, batches), score_of(job))
 
 
 def make_augment(job: Job) -> Augment | None:

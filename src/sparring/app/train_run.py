@@ -19,12 +19,14 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from sparring.adapters.files import load_weights, runs_a_file
+from sparring.app.courses import kept_task, seconds_of, task_of
 from sparring.app.settings import GENERAL, TrainingSettings
-from sparring.app.train_parts import Job, make_augment, make_recipe, make_validation, prepare, score_of, split_data
+from sparring.app.train_parts import Job, make_augment, make_course, prepare
 from sparring.core.batches import Batches
 from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
 from sparring.core.registry import options_of, parse, text_of
+from sparring.core.types import take
 from sparring.modalities import find, find_data, kind_of
 from sparring.training.loop import TrainingResult, train
 from sparring.training.schedules import SCHEDULES
@@ -52,6 +54,10 @@ def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
     own = {key: value for key, value in found.items() if key in TrainingSettings.model_fields}
     settings = TrainingSettings(**own)
     modality = find_data(settings.data).modality
+    if task_of(settings):
+        if found.get("threat") not in (None, "none"):
+            raise ValueError(f"recipe {settings.recipe} asks for no threat; leave out --threat {found['threat']}")
+        settings = settings.but(threat="none")
     recipe, augment = modality.named_recipe(settings.recipe), dict(settings.augment or {})
     of_recipe, of_augment = options_of(recipe.builder, recipe.given), modality.augment_options
     for key, value in found.items():
@@ -156,7 +162,11 @@ def load(run: str | Path, which: str = "best", *, model: str | None = None) -> n
         )
     trusted(config.settings, run, {"model": model}, "model")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.given.items()}
-    network = find(config.kind).make_model(model or str(config.settings.model), config.settings.seed, given)
+    task, seed = kept_task(config.settings, config.kind), config.settings.seed
+    if task:
+        network = task.model(given, seed)
+    else:
+        network = find(config.kind).make_model(model or str(config.settings.model), seed, given)
     return load_weights(network, weights).eval()
 
 
@@ -224,6 +234,9 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
     data, modality, _ = find_data(settings.data)
     suited = {**GENERAL, **modality.presets(data)}
     usual = {key: suited.pop(key, option.default) for key, option in modality.augment_options.items()}
+    if task := modality.task(settings.recipe):  # which has no use for the network, nor for what helps to classify
+        suited, usual = {**GENERAL, **task.settings(data)}, {}
+    suited |= {"epochs": 10**6} if settings.minutes else {}
     augment = usual | (settings.augment or {})
     missing = {key: value for key, value in suited.items() if getattr(settings, key) is None}
     return settings.but(**missing, augment=augment)
@@ -233,14 +246,13 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
     s, data, machine = job.settings, job.data, find_machine(job.settings.device)
     model = machine.place(job.model)
     assert s.epochs and s.batch_size and s.schedule  # `_completed` filled them
-    (x, y), (x_held, y_held) = split_data(s, data)
+    (x, y), course = make_course(job, model, machine, out)
+    rows = torch.arange(len(y)).repeat(s.passes or 1)
+    x, y = take(x, rows), y[rows]
     batches = Batches(
         machine.place(x), machine.place(y), s.batch_size, seed=s.seed, shuffle=True, drop_last=len(y) >= s.batch_size,
         prepare=data.prepare, augment=make_augment(job),
     )  # fmt: skip
-    validate = make_validation(
-        job, model, Batches(machine.place(x_held), machine.place(y_held), 500, prepare=data.prepare)
-    )
     saved = time.monotonic()
 
     def watch(now: TrainingState) -> bool | None:
@@ -251,17 +263,17 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
             saved = time.monotonic()
         return stop
 
-    learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
-    sgd = s.optimizer == "sgd"
-    optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
-    recipe = make_recipe(job)
+    def keep(now: TrainingState) -> None:
+        _save_epoch(out, now)
+        if job.task:
+            job.task.after_epoch(out, now.candidate, now.epoch)
+
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
-            model, batches, recipe, optimizer, num_epochs=s.epochs, validate=validate,
-            score=score_of(job),
-            schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
-            resume=state, save=lambda now: _save_epoch(out, now), observe=watch,
+            model, batches, course.recipe, course.optimizer, num_epochs=s.epochs, validate=course.validate,
+            score=course.score, guard=course.guard, schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
+            resume=state, save=keep, observe=watch, seconds=seconds_of(s),
         )  # fmt: skip
     _finish(out, job, result)
     return result
@@ -298,6 +310,6 @@ def _finish(out: Path, job: Job, result: TrainingResult) -> None:
         "recipe": job.recipe.name, "recipe_settings": dict(job.recipe.options), "epochs": job.settings.epochs,
         "seconds": round(result.seconds, 3), "best_epoch": result.best_epoch,
         "best": by_epoch.get(result.best_epoch), "last": result.history[-1] if result.history else None,
-        "stopped": result.stopped,
+        "stopped": result.stopped, "rollbacks": result.rollbacks,
     }  # fmt: skip
     write_json(out / "training.json", record)

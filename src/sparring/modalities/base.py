@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,28 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the builder of a recipe returns when something else than a classifier is trained: it needs no threat, and
+    brings what a run otherwise takes from data, threat and model.
+
+    recipe: the loss. settings: data -> training settings that suit it. model: (`Dataset.given`, seed) -> the module.
+    optimizer: (module, learning rate) -> its optimizer. judge: (data, (x, y) trained on as stored, run folder, seed) ->
+    the validation and a guard or None. score: the figure of the validation that chooses the best epoch, the higher the
+    better. after_epoch: (run folder, module, number of epochs) writes what a person may look at. advice: what to do
+    with the run folder next, with {run} for it.
+    """
+
+    recipe: Any
+    settings: Callable[[Dataset], Mapping[str, Any]]
+    model: Callable[[Mapping[str, Any], int], nn.Module]
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer]
+    judge: Callable[[Dataset, tuple[Inputs, Tensor], Path, int], tuple[Callable[[Any], Mapping[str, float]], Any]]
+    score: str
+    after_epoch: Callable[[Path, nn.Module, int], None]
+    advice: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modality:
     """One kind of input: everything that is its own. A new one is a folder, and a line in `MODALITIES`.
 
@@ -149,3 +172,11 @@ class Modality:
     def named_recipe(self, text: str) -> Named:
         """The training recipe that a text names, waiting for a threat."""
         return named(text, {**RECIPES, **self.recipes}, "recipe")
+
+    def task(self, text: str) -> Task | None:
+        """What the recipe that a text names brings, if it trains something else than a classifier under a threat."""
+        recipe = self.named_recipe(text)
+        if "threat" in inspect.signature(recipe.builder).parameters:
+            return None
+        made = recipe()
+        return made if isinstance(made, Task) else None

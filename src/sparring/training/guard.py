@@ -38,6 +38,11 @@ class Stop:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Wait:
+    """The run goes on, but this moment is no place to go back to: it is too early to tell, or something looks wrong."""
+
+
 class Guard(Protocol):
     """Called every `every` steps (an attribute; 50 without one) and at the end of each epoch.
 
@@ -46,7 +51,7 @@ class Guard(Protocol):
     finds nothing although a loss or gradient was not finite, the run ends.
     """
 
-    def __call__(self, state: TrainingState) -> Rollback | Stop | None:
+    def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:
         """The verdict."""
 
 

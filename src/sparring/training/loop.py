@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
 from sparring.threats.inputs import pair_of
-from sparring.training.guard import Guard, NonFinite, Rollback, Stop, field_of, first_trouble, with_recipe_options
+from sparring.training.guard import Guard, NonFinite, Rollback, Stop, Wait, field_of, first_trouble, with_recipe_options
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule
 from sparring.training.state import Average, TrainingState, Weights, generators, set_generators
@@ -51,7 +52,7 @@ def train(
     schedule: Schedule | None = None, averaging: float | None = None, seed: int = 0,
     resume: Mapping[str, Any] | None = None, save: Callable[[TrainingState], None] | None = None,
     observe: Callable[[TrainingState], bool | None] | None = None,
-    guard: Guard | None = None, machine: Machine | None = None,
+    guard: Guard | None = None, machine: Machine | None = None, seconds: float = math.inf,
 ) -> TrainingResult:  # fmt: skip
     """Trains `model` in place (it ends with its last weights) and returns best, last and averaged weights.
 
@@ -63,6 +64,8 @@ def train(
     after each epoch; `observe` after each batch, and ends the run when it returns True. `guard` looks every few dozen
     steps and may roll back or stop; the default stops when a loss or gradient is not finite. `resume` takes the
     dictionary of an earlier `TrainingState`: on a CPU the run then ends in the same bits as one never stopped.
+    `seconds` ends it after the epoch in which they are over, as if that were the last; a clock repeats nothing, so two
+    such runs differ.
 
     >>> from sparring import Linf, pgd_at
     >>> model, data = nn.Linear(4, 3), [(torch.rand(8, 4), torch.randint(3, (8,)))]
@@ -78,8 +81,8 @@ def train(
     guard, schedule, stopped = guard or NonFinite(), schedule or Constant(), None
     with aligned_weights(model), _own_rates(optimizer) as rates:
         state.keep() if resume is None else state.load(resume)
-        state.total = num_epochs * _count(batches) * replays
-        while state.epoch < num_epochs and not stopped:
+        state.total, state.limit = num_epochs * _count(batches) * replays, seconds
+        while state.epoch < num_epochs and state.seconds < seconds and not stopped:
             started = time.monotonic()
             model.train()
             for batch in _rest_of_epoch(batches, state, replays):
@@ -107,7 +110,7 @@ def train(
 
 def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates: list[float]) -> Recipe:
     """The recipe as it is at this point of the run; the learning rates are set to theirs."""
-    progress = min(1.0, state.step / state.total)
+    progress = state.progress
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * schedule(progress) * state.rate_factor
     current = with_recipe_options(recipe, state.options)
@@ -161,13 +164,15 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int)
 def _look(state: TrainingState, guard: Guard) -> str | None:
     """Does what the guard says; a sentence when the run must end."""
     state.looked, verdict = state.step, guard(state)
-    if verdict is None and state.trouble:
+    if (verdict is None or isinstance(verdict, Wait)) and state.trouble:
         verdict = NonFinite()(state)
     if verdict is None:
         state.keep()
         return None
+    if isinstance(verdict, Wait):
+        return None
     if not isinstance(verdict, Rollback | Stop):
-        raise TypeError(f"a guard returns Rollback, Stop or None; got {type(verdict).__name__}")
+        raise TypeError(f"a guard returns Rollback, Stop, Wait or None; got {type(verdict).__name__}")
     state.go_back()
     if isinstance(verdict, Stop):
         return verdict.sentence
@@ -199,7 +204,8 @@ def _finish_epoch(state: TrainingState, validate: Validate | None, score: str, s
     }
     state.history = [*state.history, line]
     state.epoch, state.batch, state.seen, state.sums, state.counts = state.epoch + 1, 0, 0, {}, {}
-    state.keep()
+    if state.good["step"] == state.step:  # the guard found nothing wrong here
+        state.keep()
 
 
 def _rest_of_epoch(batches: Any, state: TrainingState, replays: int) -> Iterator[tuple[Inputs, Tensor]]:

@@ -69,6 +69,7 @@ class TrainingState:
     batch: int = 0
     step: int = 0
     total: int = 0  # steps of the whole run
+    limit: float = math.inf  # seconds of the whole run
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     seen: int = 0
@@ -120,13 +121,16 @@ class TrainingState:
 
     def keep(self) -> None:
         """Remembers this moment as good."""
-        self.good = copy.deepcopy({"step": self.step, "sums": self.sums, "counts": self.counts, **self._learned()})
+        place = {"step": self.step, "epoch": self.epoch, "sums": self.sums, "counts": self.counts}
+        self.good = copy.deepcopy({**place, **self._learned()})
 
     def go_back(self) -> None:
         """To what was kept: all that was learned, and the sums of the epoch, but not the place in the data."""
         good = copy.deepcopy(self.good)
         self._learn(good)
-        self.sums, self.counts, self.first_trouble = good["sums"], good["counts"], None
+        same = good["epoch"] == self.epoch  # the sums of an earlier epoch are in its line of history
+        self.sums, self.counts = (good["sums"], good["counts"]) if same else ({}, {})
+        self.first_trouble = None
 
     def count_step(self, figures: Mapping[str, Tensor | float], num: int) -> None:
         """One more step, over `num` examples."""
@@ -135,6 +139,11 @@ class TrainingState:
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + num
         self.seen, self.batch, self.step = self.seen + num, self.batch + 1, self.step + 1
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1: the share of the steps, or of the seconds where those will be over first."""
+        return min(1.0, max(self.step / self.total, self.seconds / self.limit))
 
     @property
     def figures(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ from sparring.modalities.images.augment import crop_and_flip as crop_and_flip
 from sparring.modalities.images.data import KNOWN, collect_images, read_images, reads
 from sparring.modalities.images.data import scale as scale
 from sparring.modalities.images.files import write_pngs
+from sparring.modalities.images.generate import gan as gan
 from sparring.modalities.images.models import MODELS as MODELS
 from sparring.modalities.images.models import build as build
 from sparring.modalities.images.models import cnn_mnist as cnn_mnist
@@ -19,6 +20,6 @@ from sparring.modalities.images.presets import presets
 from sparring.modalities.images.show import show
 
 MODALITY = Modality(
-    name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, augment=crop_and_flip,
-    certify=find_interval_bound, show=show, write=write_pngs, collect=collect_images,
+    name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, recipes={"gan": gan},
+    augment=crop_and_flip, certify=find_interval_bound, show=show, write=write_pngs, collect=collect_images,
 )  # fmt: skip

@@ -36,6 +36,21 @@ def in_8_bits(x: Tensor, x_adv: Tensor, threat: Any) -> Tensor:
     return near.to(torch.uint8)
 
 
+def picture_grid(path: Path, x: Tensor, columns: int, gap: int = 1) -> None:
+    """Writes images (N, C, H, W) in [0, 1], C 1 or 3, row by row as one PNG with mid-gray lines between them."""
+    from matplotlib.image import imsave
+
+    num, channels, height, width = x.shape
+    rows = -(-num // columns)
+    sheet = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 0.5)
+    for i, picture in enumerate(x):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture.permute(1, 2, 0)
+    pixels = (sheet.expand(-1, -1, 3) * 255).round().to(torch.uint8).numpy()
+    meta = {"Software": ""}  # the default names the version of matplotlib
+    write_atomically(path, functools.partial(imsave, arr=pixels, format="png", metadata=meta))
+
+
 def write_pngs(folder: Path, x: Tensor, x_adv: Tensor, names: Sequence[str], threat: Any) -> Tensor:
     """x_adv (N, C, H, W) in [0, 1] as folder/NAME.png; returns what these files hold, read again, float32 in [0, 1].
 
