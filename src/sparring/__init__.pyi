@@ -38,6 +38,7 @@ from sparring.core.types import Model as Model
 from sparring.evaluation.measure import measure as measure
 from sparring.modalities import load_data as load_data
 from sparring.modalities.base import Dataset as Dataset
+from sparring.modalities.tables.estimator import RobustClassifier as RobustClassifier
 from sparring.results.findings import verdict as verdict
 from sparring.threats import L1 as L1
 from sparring.threats import L2 as L2

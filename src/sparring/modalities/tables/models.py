@@ -48,7 +48,7 @@ class TableMLP(nn.Module):
         rows = x["rows"] if isinstance(x, Mapping) else x
         logs = torch.where(self.log, rows, 0.0).clamp_min(0).log1p()
         scaled = (torch.where(self.log, logs, rows) - self.mean) / self.spread
-        return self.layers(scaled.asinh().float())
+        return self.layers(scaled.asinh().to(next(self.layers.parameters()).dtype))
 
 
 def table_mlp(

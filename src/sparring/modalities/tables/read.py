@@ -70,7 +70,7 @@ def load_table(
     else:
         indices = hold_out(y, test_share, seed)
         parts = [(x[index.numpy()], y[index]) for index in indices]
-    facts = _facts(parts[0][0], known)
+    facts = facts_of(parts[0][0], known)
     if found:
         more = read_csv(found, known, encoding)
         own = torch.tensor([known.is_attacked(label) for label in more[1]], dtype=torch.int64)
@@ -81,7 +81,7 @@ def load_table(
     return TableData(Path(path).name.split(".")[0], "table", *inputs[0], *inputs[1], names, facts, schema=known)
 
 
-def _facts(x: np.ndarray, schema: Schema) -> dict[str, Any]:
+def facts_of(x: np.ndarray, schema: Schema) -> dict[str, Any]:
     """What a network is told: number of columns, which are on a log scale, mean and spread of each in training."""
     seen = np.where(schema.log, np.log1p(np.maximum(x, 0)), x)
     spread = seen.std(0)
@@ -120,9 +120,15 @@ def read_csv(path: str, schema: Schema, encoding: str = "utf-8") -> tuple[np.nda
 def numbers_of(path: str, chunk: Chunk, schema: Schema) -> tuple[np.ndarray, list[str]]:
     """Rows (N, D) float64 and labels of some cells. Raises ValueError with row, column and value."""
     _check_header(path, chunk.header, schema)
+    place = chunk.header.index(schema.label)
+    return features_of(path, chunk, schema), [row[place] for row in chunk.cells]
+
+
+def features_of(path: str, chunk: Chunk, schema: Schema) -> np.ndarray:
+    """Rows (N, D) float64 of cells that hold every column of the schema. Raises ValueError with row, column, value."""
     at = {name: i for i, name in enumerate(chunk.header)}
     blocks = [_numbers(path, c, [row[at[c.name]] for row in chunk.cells], chunk.numbers) for c in schema.columns]
-    return np.concatenate(blocks, 1), [row[at[schema.label]] for row in chunk.cells]
+    return np.concatenate(blocks, 1)
 
 
 def _check_header(path: str, header: list[str], schema: Schema) -> None:
