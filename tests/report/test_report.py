@@ -58,7 +58,7 @@ def test_page_is_one_file_that_loads_nothing(pair: list[Path], tmp_path: Path) -
     text, links = out.read_text(encoding="utf-8"), parsed(out)
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
     assert "http://" not in text and "https://" not in text and "@import" not in text
-    assert len([a for a in links.addresses if a.startswith("data:image/png;base64,")]) == 2 * (6 + 1) * 3
+    assert len([a for a in links.addresses if a.startswith("data:image/png;base64,")]) == (2 * (6 + 1) + 8) * 3
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in links.addresses)
     assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
     assert all(a.startswith("#p") or a.startswith("#m") or a.startswith("data:") for a in links.addresses)
