@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_tensors_of_different_lengths_are_filled_with_zeros() -> None:
 
 
 def kept(folder: Path, **settings: Any) -> Kept:
-    return Kept(folder, {"seed": 0, "attacks": [["pgd", None]], **settings})
+    return Kept(folder, {"seed": 0, "attacks": [["a", None], ["a", None]], **settings})
 
 
 @pytest.mark.parametrize("pictures", [0, 2])
@@ -122,7 +124,7 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     key = BatchKey(0, 0, "")
     assert kept(tmp_path, about="a", threat=1.0).other_settings() == ""
     kept(tmp_path, about="a").write(key, some_outcome(0, 4, 2))
-    told = kept(tmp_path, about="b", attacks=[["pgd", 0.5]]).other_settings()
+    told = kept(tmp_path, about="b", attacks=[["a", 0.5]]).other_settings()
     assert "settings: about ('a' there, 'b' here), attacks. " in told and "another folder" in told
     assert "settings: threat. " in kept(tmp_path, about="a", threat=1.0).other_settings()
     (tmp_path / "000000.npz").write_bytes(b"half of it")
@@ -192,3 +194,58 @@ def test_what_is_wrapped_and_what_a_partial_holds_count_as_settings() -> None:
     assert digest_of_model(LogProbabilities(one)) == digest_of_model(LogProbabilities(one))
     assert describe(partial(one, 3), exact=True) != describe(partial(one, 4), exact=True)
     assert describe(partial(one, x=3), exact=True) != describe(partial(one, x=4), exact=True)
+
+
+# What somebody wrote with a digest of his own
+
+
+def whole_outcome() -> BatchOutcome:
+    """Six examples as an evaluation has them: one wrong, two broken by the second attack, one certified."""
+    correct = torch.tensor([True, True, True, True, True, False])
+    robust = torch.tensor([True, True, False, True, False, False])
+    label, half = torch.arange(6) % 3, torch.full((6,), 0.5)
+    table = {
+        "index": torch.arange(6), "label": label, "clean_prediction": torch.where(correct, label, (label + 1) % 3),
+        "clean_confidence": half, "correct": correct, "certified": torch.arange(6) == 0, "robust": robust,
+        "broken_by": torch.where(correct & ~robust, 1, -1), "adversarial_prediction": label,
+        "adversarial_confidence": half, "size": half, "margin_left": robust.float(),
+    }  # fmt: skip
+    records = [AttackRecord("a", ran_on=5, standing_after=5), AttackRecord("a", ran_on=5, broke=2, standing_after=3)]
+    return BatchOutcome(table, {1.0: robust}, records, [], {}, Cost(9, 9), 1.0)
+
+
+WRONG: dict[str, Callable[[BatchOutcome], Any]] = {
+    "a column too short": lambda o: o.table.update(size=o.table["size"][:5]),
+    "numbers for flags": lambda o: o.table.update(robust=o.table["robust"].long()),
+    "a certainty of 150 %": lambda o: o.table.update(clean_confidence=o.table["clean_confidence"] * 3),
+    "no number": lambda o: o.table.update(margin_left=o.table["margin_left"] / 0),
+    "all stand": lambda o: o.table.update(robust=torch.ones(6, dtype=torch.bool)),
+    "another right": lambda o: o.table.update(correct=torch.ones(6, dtype=torch.bool)),
+    "broken by none": lambda o: o.table.update(broken_by=torch.full((6,), -1)),
+    "broken by an attack that is not": lambda o: o.table.update(broken_by=o.table["broken_by"].clamp(max=7) * 7),
+    "more broken than tried": lambda o: o.attacks.__setitem__(1, replace(o.attacks[1], ran_on=1)),
+    "counts below zero": lambda o: o.attacks.__setitem__(0, replace(o.attacks[0], skipped=-1)),
+    "an attack left out": lambda o: o.attacks.pop(0),
+    "another curve": lambda o: o.stands_at.update({1.0: torch.ones(4, dtype=torch.bool)}),
+}
+
+
+def test_what_contradicts_itself_counts_as_not_there(tmp_path: Path) -> None:
+    here = kept(tmp_path)
+    here.write(KEY, whole_outcome())
+    assert same(whole_outcome(), here.read(KEY))
+    for name, spoil in WRONG.items():
+        outcome = whole_outcome()
+        spoil(outcome)
+        here.write(KEY, outcome)
+        assert here.read(KEY) is None, name
+
+
+def test_a_changed_number_does_not_have_the_digest(tmp_path: Path) -> None:
+    kept(tmp_path).write(KEY, whole_outcome())
+    path = tmp_path / "000001.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["table/size"] = arrays["table/size"] + 0.25  # which nothing contradicts
+    np.savez(path, **arrays)
+    assert kept(tmp_path).read(KEY) is None

@@ -177,7 +177,7 @@ def test_a_stream_without_end_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch
             while True:
                 yield torch.zeros(1000), 0
 
-    monkeypatch.setattr("sparring.adapters.own_data.SHARE_OF_MEMORY", 1e-6)
+    monkeypatch.setattr("sparring.core.unpacking.SHARE_OF_MEMORY", 1e-6)
     with pytest.raises(ValueError, match=r"more than half of this machine's memory.*Subset"):
         parts_of((Endless(), Endless()), "data")
 

@@ -10,7 +10,7 @@ from pages import CLASSES, right, text_of, write_run
 
 from sparring.app.compare import comparison
 from sparring.report import write_report
-from sparring.report.examples import fate, nearest, side_by_side
+from sparring.report.examples import fate, nearest_to_falling, side_by_side
 from sparring.results.read import read_evaluation
 
 N = 40
@@ -60,7 +60,7 @@ def test_nearest_to_falling_are_the_smallest_margins_that_stand(tmp_path: Path) 
     clean, robust, proven = right(30, N), right(20, N), right(3, N)
     folder = write_run(tmp_path / "one", "One", clean, robust, left=np.where(robust, left, 0), certified=proven)
     want = sorted((left[i], i) for i in range(3, 20))[:8]
-    assert [(row.margin_left, row.index) for row in nearest(read_evaluation(folder))] == want
+    assert [(row.margin_left, row.index) for row in nearest_to_falling(read_evaluation(folder))] == want
     page = write_report([folder], tmp_path / "page.html")
     shown = re.findall(r'<tr><th scope="row">(\d+)</th><td>(\w+)</td>', part(page, "Nearest to falling"))
     assert shown == [(str(i), CLASSES[i % 4]) for _, i in want]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparring.adapters.black_box import BlackBox
 from sparring.adapters.keras_models import KerasClassifier, is_keras
 from sparring.core.registry import Builder, Named, named, parse
+from sparring.core.unpacking import check_archive
 
 
 def runs_a_file(text: str) -> bool:
@@ -136,6 +137,7 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        check_archive(path, str(path))
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # several libraries, several kinds
         first_line = str(error).strip().partition("\n")[0]

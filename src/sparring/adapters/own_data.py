@@ -5,7 +5,6 @@ Shapes: N examples, B batch, *X one input.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import chdir
 from pathlib import Path
@@ -17,10 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sparring.core.batches import Batches, pair_in
+from sparring.core.unpacking import most_bytes
 
 TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
-SHARE_OF_MEMORY = 0.5
-"""Of the machine's: what a data set may take that is read as a whole. It ends streams that have no end, too."""
 FORMS = (
     "(train, test), or {'train': ..., 'test': ...}, each a torch Dataset, a DataLoader or a pair (x, y) of arrays; or "
     "one of them, for evaluation alone; or a sparring.Dataset"
@@ -79,12 +77,12 @@ def _part(source: Any, about: str) -> Part:
     readable = batched or hasattr(source, "__getitem__") or hasattr(source, "__iter__")
     if not readable or isinstance(source, str):
         raise TypeError(f"{about} is a {type(source).__name__}; expected {FORMS}")
-    xs, ys, room = [], [], SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    xs, ys, room = [], [], most_bytes()
     for number, (x, y) in enumerate(_pairs(source, about, "batch" if batched else "example")):
         xs.append(_pixels(x))
         ys.append(_array(y))
         room -= xs[-1].nbytes
-        if room < 0:
+        if room < 0:  # which ends a stream that has no end, too
             raise ValueError(
                 f"{about} holds more than half of this machine's memory after {number + 1} reads: data are kept in "
                 "memory as a whole. Return a part of them, such as torch.utils.data.Subset"

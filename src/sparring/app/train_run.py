@@ -27,6 +27,7 @@ from sparring.core.files import read_json, sole_writer, write_atomically, write_
 from sparring.core.machine import find_machine
 from sparring.core.registry import options_of, parse, text_of
 from sparring.core.types import take
+from sparring.core.unpacking import check_archive
 from sparring.modalities import find, find_data, kind_of
 from sparring.training.loop import TrainingResult, train
 from sparring.training.schedules import SCHEDULES
@@ -208,6 +209,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        check_archive(path, str(path))
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # several libraries, several kinds
         state = type(error).__name__

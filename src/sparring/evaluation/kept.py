@@ -5,10 +5,10 @@ settings.json says what was evaluated, and one .npz for each batch, named by its
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import torch
 
 from sparring.core.files import write_atomically, write_text
 from sparring.core.types import Cost
+from sparring.core.unpacking import read_npz
 from sparring.evaluation.fingerprint import digest
 from sparring.evaluation.one_batch import AttackRecord, BatchOutcome
 
@@ -75,7 +76,13 @@ class Kept:
     def read(self, key: BatchKey) -> BatchOutcome | None:
         """What came out of a batch; None when it must be computed (again)."""
         made_from, outcome = _read(self._path(key))
-        return outcome if made_from == self._proof(key) else None
+        if outcome is None or made_from != self._proof(key):
+            return None
+        asked = [attack[0] for attack in self.settings.get("attacks", [])]
+        if told := contradiction(outcome, asked):
+            _log.info("%s contradicts itself (%s); its batch is computed again", self._path(key), told)
+            return None
+        return outcome
 
     def write(self, key: BatchKey, outcome: BatchOutcome) -> None:
         """Keeps what came out of a batch, in an .npz without pickle."""
@@ -86,6 +93,7 @@ class Kept:
         arrays: dict[str, Any] = {
             f"{group}/{name}": value.numpy() for group in _GROUPS for name, value in getattr(outcome, group).items()
         }
+        told["content"] = _content(arrays, told)
         arrays["text"] = np.frombuffer(json.dumps(told, default=vars).encode(), dtype=np.uint8)
         settings = self.folder / "settings.json"
         for last in (False, False, True):
@@ -116,9 +124,11 @@ def clear(folder: Path) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], BatchOutcome | None]:
     """What the outcome in a file was made from, and the outcome; ({}, None) where the file is none or damaged."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        told = json.loads(arrays.pop("text").numpy().tobytes())
+        plain = read_npz(path.read_bytes(), str(path))
+        told = json.loads(plain.pop("text").tobytes())
+        if told.pop("content") != _content(plain, told):
+            raise ValueError("its content is not what was written")
+        arrays = {name: torch.from_numpy(value) for name, value in plain.items()}
         parts: dict[str, Any] = {group: {} for group in _GROUPS}
         for name, value in arrays.items():
             group, _, rest = name.partition("/")
@@ -131,6 +141,44 @@ def _read(path: Path) -> tuple[dict[str, Any], BatchOutcome | None]:
     except Exception as error:  # a damaged zip file fails in many ways
         _log.info("%s is damaged (%s: %s); its batch is computed again", path, type(error).__name__, error)
         return {}, None
+
+
+def _content(arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> str:
+    """The digest of all that a file holds."""
+    plain = json.loads(json.dumps(told, default=vars))
+    held = (digest(name, torch.from_numpy(arrays[name])) for name in sorted(arrays))
+    return digest(json.dumps(plain, sort_keys=True), *held)
+
+
+def contradiction(outcome: BatchOutcome, asked: Sequence[str] = ()) -> str:
+    """What in an outcome cannot be, in words; "" where all fits: lengths, flags, shares, counts and the attacks asked.
+
+    A digest tells of accidents; this of files that somebody wrote, who can make a digest, too.
+    """
+    table, attacks = outcome.table, outcome.attacks
+    lengths = {len(column) if column.ndim else -1 for column in (*table.values(), *outcome.stands_at.values())}
+    if len(lengths) != 1 or -1 in lengths:
+        return "columns of different lengths"
+    flags = {name: table[name] for name in ("correct", "robust", "certified") if name in table}
+    if any(column.dtype != torch.bool for column in (*flags.values(), *outcome.stands_at.values())):
+        return "flags that are neither true nor false"
+    if asked and [record.name for record in attacks] != list(asked):
+        return f"the attacks {', '.join(record.name for record in attacks)}"
+    for record in (*attacks, *outcome.curve_attacks):
+        counts = (*record.cost, record.ran_on, record.broke, record.standing_after, record.skipped, record.seconds)
+        if min(*counts, *record.rejected.values()) < 0 or record.broke > record.ran_on or math.isinf(sum(counts)):
+            return f"counts of {record.name}"
+    if "correct" not in table:
+        return ""
+    shares = [table[name] for name in ("clean_confidence", "adversarial_confidence", "margin_left")]
+    if not all(bool(((share >= 0) & (share <= 1)).all()) for share in shares):
+        return "shares outside 0 to 1"
+    right, stands, broken_by = flags["correct"], flags["robust"], table["broken_by"]
+    wrong = (right & (table["clean_prediction"] != table["label"])).any() or (stands & ~right).any()
+    broke = [int((broken_by == number).sum()) for number in range(len(attacks))]
+    if bool(wrong) or bool(((broken_by >= 0) != (right & ~stands)).any()) or broke != [a.broke for a in attacks]:
+        return "verdicts that contradict each other"
+    return ""
 
 
 def _difference(name: str, there: Any, here: Any) -> str:

@@ -56,7 +56,7 @@ def fate(run: StoredEvaluation, row: Row) -> str:
     return f"broken by {row.broken_by}{after}"
 
 
-def nearest(run: StoredEvaluation) -> list[Row]:
+def nearest_to_falling(run: StoredEvaluation) -> list[Row]:
     """The examples that stand without a certificate with the least of their margin left, least first."""
     standing = [row for row in (run.rows or {}).values() if row.robust and not row.certified]
     return sorted(standing, key=lambda row: (row.margin_left, row.index))[:MOST]

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from sparring.core.files import write_text
 from sparring.modalities import MODALITIES, find
 from sparring.report import plots, words
-from sparring.report.examples import nearest, side_by_side
+from sparring.report.examples import nearest_to_falling, side_by_side
 from sparring.results.compare import compare
 from sparring.results.read import StoredEvaluation, read_evaluation
 from sparring.results.schema import AttackEntry, Results
@@ -89,7 +89,7 @@ def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
         "closeness": [margins(run) for run in runs], "curves": curves, "radii": sorted(set().union(*curves)),
         "effects": [_effect(runs[0], other) for other in runs[1:]], "galleries": galleries,
         "per_class": [{row.label: row for row in run.results.per_class} for run in runs],
-        "shared": side_by_side(runs, galleries), "fragile": [nearest(run) for run in runs],
+        "shared": side_by_side(runs, galleries), "fragile": [nearest_to_falling(run) for run in runs],
         "table_head": HEAD, "tables": [_told(table) for table in tables_of(runs)],
         "others": list(dict.fromkeys(name for run in runs for name in run.results.metrics if name not in _SHOWN)),
     }  # fmt: skip

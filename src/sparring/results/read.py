@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sparring.core.files import read_json
+from sparring.core.unpacking import read_npz
 from sparring.results.schema import FORMAT, Results, Row
 
 GALLERY = ("index", "label", "clean_prediction", "clean_confidence", "adversarial_prediction", "adversarial_confidence")
@@ -147,9 +147,8 @@ def _check_sums(path: Path, rows: list[Row], results: Results) -> None:
 
 def _gallery(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
         raise _wrong(path, f"an npz without pickle, got {error}") from None
     missing = [name for name in GALLERY if name not in arrays]
     missing += [side for side in ("x", "x_adv") if not any(name.split("/")[0] == side for name in arrays)]

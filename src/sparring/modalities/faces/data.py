@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparring.core.unpacking import read_npz
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.data import as_pixels, scale
 from sparring.modalities.images.folders import SUFFIXES, decode_images, read_table
@@ -102,9 +103,8 @@ def _pictures(path: str, size_text: str) -> tuple[Tensor, np.ndarray]:
 
 def _from_npz(path: Path) -> tuple[Tensor, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except Exception as error:  # of several kinds
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
     x, y = (arrays.get(key, np.empty(0)) for key in "xy")
     if y.ndim != 1 or len(x) != len(y) or x.ndim < 3:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparring.adapters.own_data import Part
 from sparring.core.types import take
+from sparring.core.unpacking import read_npz
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.folders import Pictures, class_folders, need, read_class_folders, read_parquet
 
@@ -114,15 +115,12 @@ def _download(name: str) -> Path:
 
 def _npz(path: Path, first_label: int) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            arrays = {key: file[key] for key in _KEYS if not missing}
-            found = list(file)
-    except Exception as error:  # numpy and zipfile raise several kinds for a broken file
+        found = read_npz(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
-    if missing:
-        raise ValueError(f"{path}: keys {missing} are missing; expected {', '.join(_KEYS)}, found {found}")
-    return _pictures(Pictures(**arrays, class_names=None), path.stem, first_label)
+    if missing := [key for key in _KEYS if key not in found]:
+        raise ValueError(f"{path}: keys {missing} are missing; expected {', '.join(_KEYS)}, found {list(found)}")
+    return _pictures(Pictures(**{key: found[key] for key in _KEYS}, class_names=None), path.stem, first_label)
 
 
 def _pictures(found: Pictures, name: str, first_label: int = 0) -> Dataset:

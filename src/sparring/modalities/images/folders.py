@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparring.core.unpacking import check_parquet, most_bytes, too_large
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 MODES = ("L", "RGB", "1", "P", "RGBA", "CMYK")
 MOST_PIXELS = 10**8
@@ -101,7 +103,9 @@ def read_table(
     files: list[Path], size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     """Images, labels and class names of parquet files in the hub's layout."""
-    table = need("pyarrow.parquet", "reading parquet").read_table(files)
+    parquet = need("pyarrow.parquet", "reading parquet")
+    check_parquet(files)
+    table = parquet.read_table(files)
     image = next((c for c in ("image", "img") if c in table.column_names), None)
     if image is None or "label" not in table.column_names:
         raise ValueError(f"{files[0]}: columns {table.column_names}; expected `image` or `img`, and `label`")
@@ -120,6 +124,7 @@ def decode_images(
     """uint8 (N, H, W) or (N, H, W, 3) of compressed images that share one shape, or are brought to `size` (W, H)."""
     pillow = need("PIL.Image", "decoding images")
     images: list[np.ndarray] = []
+    room = most_bytes()
     for i, content in enumerate(raw):
         name = names[i] if names else f"{file}: image {i}"
         try:
@@ -134,6 +139,9 @@ def decode_images(
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be read ({error})") from error
         images.append(pixels)
+        room -= pixels.nbytes
+        if room < 0:
+            raise too_large(f"{file}: {i + 1} of {len(raw)} pictures", most_bytes())
         if pixels.shape != images[0].shape:
             raise ValueError(
                 f"{name} has shape {pixels.shape}, image 0 has {images[0].shape}; a batch needs one shape: "

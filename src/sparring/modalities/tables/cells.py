@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparring.core.unpacking import limited_lines
+
 ROWS_AT_ONCE = 10_000
 
 
@@ -32,7 +34,7 @@ def read_chunks(path: str, encoding: str = "utf-8") -> Iterator[Chunk]:
     encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     try:
         with (gzip.open if place.suffix == ".gz" else open)(place, "rt", encoding=encoding, newline="") as stream:
-            yield from _chunks(path, csv.reader(stream))
+            yield from _chunks(path, csv.reader(limited_lines(stream, path)))
     except (UnicodeError, LookupError) as error:
         raise ValueError(f"{path}: is not {encoding} ({error}); name it: encoding=cp1252, or encoding=utf-16") from None
     except (csv.Error, gzip.BadGzipFile, EOFError) as error:

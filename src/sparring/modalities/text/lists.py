@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from sparring.core.unpacking import gunzipped, read_npz
 from sparring.modalities.text.tokens import key_of
 
 COUNTERFITTED, GLOVE = "counterfitted_neighbors.json.gz", "glove_50d.npz"
@@ -62,7 +62,7 @@ def read_list(path: Path) -> Substitutes:
     """
     raw = path.read_bytes()
     try:
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        text = (gunzipped(raw, str(path)) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         _refuse(path, f"cannot be read as UTF-8 text ({error})")
     found: dict[str, tuple[str, ...]] = {}
@@ -116,9 +116,9 @@ def read_vectors(name: str) -> tuple[dict[str, int], np.ndarray]:
             f"`words` (V,) and `vectors` (V, D), or put GloVe there as $SPARRING_DATA/words/{GLOVE}"
         )
     try:
-        with np.load(place, allow_pickle=False) as file:
-            words, vectors = file["words"].tolist(), file["vectors"].astype(np.float32)
-    except Exception as error:  # numpy and zipfile raise several kinds for a broken file
+        found = read_npz(place)
+        words, vectors = found["words"].tolist(), found["vectors"].astype(np.float32)
+    except (KeyError, OSError, ValueError) as error:
         raise ValueError(f"vectors {place}: expected an .npz of `words` (V,) and `vectors` (V, D); {error}") from error
     if vectors.ndim != 2 or len(words) != len(vectors) or not np.isfinite(vectors).all():
         raise ValueError(

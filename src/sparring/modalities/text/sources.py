@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparring.core.unpacking import check_parquet
+
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -169,6 +171,7 @@ def _parquet(file: Path, text: str, label: str) -> Labelled:
     except ImportError as error:
         raise ImportError("reading parquet needs pyarrow: pip install 'sparring[data]'") from error
     try:
+        check_parquet([file])
         table = parquet.read_table(file)
     except Exception as error:  # the library has kinds of its own
         raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
