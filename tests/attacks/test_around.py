@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,6 +173,37 @@ def test_targets_come_in_the_order_of_their_logits(num: int) -> None:
     assert all(torch.equal(k, stream(3).restart(n).keys) for n, k in enumerate(keys)), "a stream for each target"
 
 
+@pytest.mark.parametrize(("kind", "dual"), [(Linf, 1), (L2, 2), (L1, math.inf)])
+def test_nearest_targets_come_by_their_linearised_distance(kind: Any, dual: float) -> None:
+    """On a linear model with 12 classes that is the exact distance; only the nine likeliest are looked at."""
+    weight, bias = rand(12, 6, seed=1) * torch.linspace(0.2, 5, 12)[:, None], rand(12, seed=2)
+    x = rand(4, 6, seed=3)
+    logits = x @ weight.T + bias
+    y = logits.argmax(1)
+    asked: list[list[int]] = []
+
+    def goal(wanted: Tensor) -> Any:
+        asked.append(wanted.tolist())
+        return TargetedDLR(wanted)
+
+    attack = EachTarget(pgd(kind(1e-9), num_steps=1), 3, goal, nearest=True)
+    result, moved = attack(lambda v: v @ weight.T + bias, x, y), 0
+    for row, own in enumerate(y.tolist()):
+        others = sorted((k for k in range(12) if k != own), key=lambda k: -float(logits[row, k]))[:9]
+        slopes = torch.linalg.vector_norm(weight[own] - weight, ord=dual, dim=1)
+        distance = (logits[row, own] - logits[row]) / slopes
+        want = sorted(others, key=lambda k: float(distance[k]))
+        assert [classes[row] for classes in asked] == want[:3]
+        moved += want[:3] != others[:3]
+    assert moved, "or the test says nothing"
+    assert result.cost == Cost(4 + 3 * 8, 9 * 4 + 3 * 4)
+
+
+def test_nearest_targets_need_a_gradient() -> None:
+    with pytest.raises(ValueError, match="no gradient reaches the input"):
+        EachTarget(pgd(Linf(0.1)), nearest=True)(lambda v: v.detach()[:, :4, 0, 0], rand(5, 4, 2, 2), LABELS)
+
+
 def test_only_what_stands_is_attacked_again() -> None:
     script = told(Script(falls=frozenset({(0, 2), (1, 2), (2, 1)})))
     result = EachTarget(script)(logits_in_x, NUMBERED, OWN)
@@ -247,9 +279,10 @@ def test_targets_alone_and_together_in_any_mode_of_autograd(network: nn.Module) 
         torch.testing.assert_close(inside.z, whole.z)
 
 
-def test_targets_of_words() -> None:
+@pytest.mark.parametrize("nearest", [False, True])
+def test_targets_of_words(nearest: bool) -> None:
     model, x, y = seeded(lambda: BagOfWords(NUM_WORDS, NUM_CLASSES)), sentences(), torch.tensor([2, 0, 3])
-    result = EachTarget(pgd(words(), num_steps=3))(model, x, y, noise=stream(3))
+    result = EachTarget(pgd(words(), num_steps=3), nearest=nearest)(model, x, y, noise=stream(3))
     assert result.x_adv["ids"].dtype == torch.int64  # type: ignore[call-overload]
     torch.testing.assert_close(model(result.x_adv).argmax(1) != y, result.reached)
 

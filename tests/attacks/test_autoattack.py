@@ -58,7 +58,7 @@ def restarts(attack: Any, num: int = 5) -> dict[str, Any]:
 
 
 def targets(attack: Any, num: int) -> dict[str, Any]:
-    return {"type": "EachTarget", "attack": attack, "num": num, "goal": "TargetedDLR"}
+    return {"type": "EachTarget", "attack": attack, "num": num, "goal": "TargetedDLR", "nearest": False}
 
 
 def fab(num_targets: int | None, num_restarts: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sparring.attacks.loop import gradient
 from sparring.attacks.starts import crafting
 from sparring.core.geometry import per_example
 from sparring.core.model_state import Frozen, attack_mode
@@ -52,12 +53,16 @@ class Restarts:
 
 @dataclass(frozen=True)
 class EachTarget:
-    """`attack` towards the `num` likeliest wrong classes of the clean input, one after the other.
+    """`attack` towards `num` wrong classes, one after the other: the likeliest, or the nearest.
 
     `goal` makes the objective from the wanted classes (B,). The attack goes on only on what still stands; per example
-    the worst result is kept. With K classes there are at most K - 1 targets.
+    the worst result is kept. With K classes there are at most K - 1 targets. Likeliest: by the logits at the clean
+    input. With `nearest`, the likeliest nine (or `num`) are ranked by how far the linearised model has to be moved to
+    them, (f_y - f_k) / |grad(f_y - f_k)| in the dual norm of the threat, for a backward pass each: a class with a
+    small logit may have a steep slope.
 
-    Source: Croce and Hein 2020, section 5: the nine classes with the largest logits at the clean input.
+    Source: Croce and Hein 2020, section 5: the nine classes with the largest logits. The linearised distance is
+    DeepFool's (Moosavi-Dezfooli 2016, eq. 8) and FAB's (Croce and Hein 2020, "Minimally distorted", eq. 4).
 
     >>> from sparring import Linf, pgd
     >>> attack = EachTarget(pgd(Linf(0.1), num_steps=2), 2)
@@ -68,6 +73,7 @@ class EachTarget:
     attack: Any
     num: int = 9
     goal: Callable[[Tensor], Objective] = TargetedDLR
+    nearest: bool = False
     per_example: ClassVar[tuple[str, ...]] = ("attack",)
 
     def __post_init__(self) -> None:
@@ -78,20 +84,32 @@ class EachTarget:
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         with crafting(part_of(self.attack, "threat"), model, x, target, noise) as (frozen, x, target, noise):
-            order = self._order(frozen, x, target)
+            order, looks = self._order(frozen, x, target)
 
             def towards(number: int, rows: Tensor) -> Attacker:
                 return seeking(take(self.attack, rows), self.goal(order[rows, number]))
 
             worst = _worst("targets", min(self.num, order.shape[1] - 1), towards, frozen, x, target, noise)
-        return worst._replace(cost=worst.cost.plus(Cost(forwards=size(x))))
+        return worst._replace(cost=worst.cost.plus(looks))
 
-    @torch.no_grad()
-    def _order(self, model: Model, x: Inputs, target: Tensor) -> Tensor:
-        """The classes (B, K), the likeliest wrong one first, the label last."""
-        threat = part_of(self.attack, "threat")
-        logits = model(threat.apply(x, threat.null(x)))
-        return logits.scatter(1, labels_of(target)[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    def _order(self, model: Model, x: Inputs, target: Tensor) -> tuple[Tensor, Cost]:
+        """The classes (B, K), the likeliest or nearest wrong one first, the label last; and what it cost to see."""
+        threat, own = part_of(self.attack, "threat"), labels_of(target)[:, None]
+        z = threat.null(x).requires_grad_(self.nearest)
+        with torch.set_grad_enabled(self.nearest):
+            logits = model(threat.apply(x, z))
+        order = logits.detach().scatter(1, own, -math.inf).argsort(dim=1, descending=True, stable=True)
+        if not self.nearest:
+            return order, Cost(forwards=size(x))
+        num = min(max(self.num, 9), order.shape[1] - 1)
+        distances = []
+        for wrong in order[:, :num].split(1, 1):
+            lead = (logits.gather(1, own) - logits.gather(1, wrong))[:, 0]
+            grad = gradient(lead, z, keep_graph=True)
+            slope = (grad * threat.steepest(x, grad)).flatten(1).sum(1)
+            distances.append((lead.detach() / slope).nan_to_num(nan=math.inf))
+        nearest = order[:, :num].gather(1, torch.stack(distances, 1).argsort(dim=1, stable=True))
+        return torch.cat([nearest, order[:, num:]], 1), Cost(size(x), num * size(x))
 
 
 @dataclass(frozen=True)

@@ -221,15 +221,19 @@ def apgd(
     return restarted(attack if eot == 1 else Averaged(attack, eot), restarts)
 
 
-def apgd_t(threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, targets: int = 9) -> Attacker:
+def apgd_t(
+    threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, targets: int = 9, nearest: bool = False
+) -> Attacker:
     """APGD on the targeted DLR loss towards each of the likeliest wrong classes, on what still stands.
 
-    Source: Croce and Hein 2020, section 5.
+    `nearest`: towards the classes whose linearised boundary is nearest; see `EachTarget`.
+
+    Source: Croce and Hein 2020, section 5; there the likeliest.
 
     >>> from sparring import Linf
     >>> result = apgd_t(Linf(0.1), num_steps=4)(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2]))
     """
-    return EachTarget(_single(threat, num_steps, rho, cross_entropy), targets)
+    return EachTarget(_single(threat, num_steps, rho, cross_entropy), targets, nearest=nearest)
 
 
 def _single(threat: ThreatModel, num_steps: int, rho: float, objective: Objective) -> Attacker:

@@ -119,13 +119,7 @@ class Attack:
         with torch.set_grad_enabled(needs_grad):
             logits = model(self.threat.apply(x, z))
             loss = self.objective.score(logits, target)
-        reachable = needs_grad and loss.requires_grad
-        grad = torch.autograd.grad(loss.sum(), z, allow_unused=True)[0] if reachable else None
-        if needs_grad and grad is None:
-            raise ValueError(
-                "no gradient reaches the input: the model's output does not depend on it through autograd "
-                "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
-            )
+        grad = gradient(loss, z) if needs_grad else None
         return Seen(loss.detach(), self.objective.reached(logits.detach(), target), grad)
 
     def _better(self, x: Inputs, z: Tensor, seen: Seen, best: tuple[Tensor, Seen] | None) -> tuple[Tensor, Seen] | None:
@@ -144,3 +138,15 @@ class Attack:
             better = torch.where(seen.reached, ~old.reached | smaller, ~old.reached & better)
         kept = Seen(torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None)
         return torch.where(per_example(better, z), z, best_z), kept
+
+
+def gradient(loss: Tensor, z: Tensor, keep_graph: bool = False) -> Tensor:
+    """The gradient of each example's loss (B,) in its own z. Raises ValueError where none reaches z."""
+    reachable = loss.requires_grad
+    grad = torch.autograd.grad(loss.sum(), z, retain_graph=keep_graph, allow_unused=True)[0] if reachable else None
+    if grad is None:
+        raise ValueError(
+            "no gradient reaches the input: the model's output does not depend on it through autograd "
+            "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
+        )
+    return grad
