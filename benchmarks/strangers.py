@@ -128,7 +128,8 @@ def load(clone: Path, network: Network) -> nn.Module:
     found = torch.load(clone / "complete_verifier/models" / network.weights, map_location="cpu", weights_only=True)
     model = network.build().eval()
     bare = model[1] if isinstance(model[0], Normalize) else model
-    bare.load_state_dict(found.get("state_dict", found))
+    found = found.get("state_dict", found)
+    bare.load_state_dict(found[0] if isinstance(found, list) else found)
     return model
 
 

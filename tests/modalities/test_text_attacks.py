@@ -18,6 +18,7 @@ from sparring.core.objectives import margin
 from sparring.evaluation.measure import measure
 from sparring.modalities import find
 from sparring.modalities.text.data import Texts
+from sparring.modalities.text.genetic import genetic
 from sparring.modalities.text.misspellings import misspellings
 from sparring.modalities.text.models import TEXT_MODELS
 from sparring.modalities.text.search import full_search, greedy
@@ -126,6 +127,7 @@ def test_searches_against_all_combinations(name: str, share: float, least: float
     found = {}
     for attack_name, attack in {
         "greedy": greedy(threat), "by gradient": greedy(threat, rank="gradient"), "full": full_search(threat),
+        "genetic": genetic(threat, num_generations=8, population=8),
         "frank-wolfe": frank_wolfe(threat, num_steps=5, objective=margin),
     }.items():  # fmt: skip
         result = attack(network, x, y)
@@ -136,6 +138,7 @@ def test_searches_against_all_combinations(name: str, share: float, least: float
         found[attack_name] = score
     gained = {key: float((score - start).sum() / (best - start).sum()) for key, score in found.items()}
     assert gained["full"] > least and gained["full"] >= gained["greedy"] - 1e-3 and gained["greedy"] > least, gained
+    assert gained["genetic"] > 0.9, gained
     neighbours = greedy_neighbours(threat, network, x, y, full_search(threat)(network, x, y).x_adv)
     assert (neighbours <= found["full"] + 1e-5).all()  # it ends where no single change helps
 
@@ -218,11 +221,30 @@ def test_soft_points_become_the_text_of_what_holds_most(data: Texts) -> None:
 def test_attacks_do_to_one_text_what_they_do_to_many(data: Texts, networks: dict[str, nn.Module]) -> None:
     threat, network = words(data, "words:0.6"), networks["cnn-text"]
     x, y = crowded(data)
-    for make in (greedy, full_search, frank_wolfe):
-        whole = make(threat)(network, x, y)
+    noise = Noise.make(3, "test", torch.arange(len(y)))
+    for make in (greedy, full_search, genetic, frank_wolfe):
+        whole = make(threat)(network, x, y, noise=noise)
         for i in range(0, 12, 5):
-            one = make(threat)(network, {name: tensor[i : i + 1] for name, tensor in x.items()}, y[i : i + 1])
+            alone = {name: tensor[i : i + 1] for name, tensor in x.items()}
+            one = make(threat)(network, alone, y[i : i + 1], noise=noise.take(torch.tensor([i])))
             assert torch.equal(one.x_adv["ids"][0], whole.x_adv["ids"][i])  # type: ignore[index]
+
+
+def test_published_attacks_by_name(data: Texts, networks: dict[str, nn.Module]) -> None:
+    x, y = crowded(data)
+    for name, kind in {"textfooler": "words", "a2t": "words", "hotflip": "words", "deepwordbug": "characters"}.items():
+        (stage,) = KIND.make_plan(name, words(data, f"{kind}:0.6"))
+        assert stage(words(data, f"{kind}:0.6"))(networks["bag"], x, y).reached.shape == y.shape  # type: ignore[union-attr]
+    (stage,) = KIND.make_plan("alzantot", words(data))
+    assert str(stage) == "genetic:num_generations=20,population=60"
+    with pytest.raises(ValueError, match="changes characters; take --threat characters:SHARE"):
+        KIND.make_plan("deepwordbug", words(data))
+
+
+@pytest.mark.parametrize("options", [{"num_generations": 0}, {"population": 1}])
+def test_a_population_needs_members(options: dict[str, int], data: Texts) -> None:
+    with pytest.raises(ValueError, match="expected at least 1 generation of at least 2"):
+        genetic(words(data), **options)
 
 
 def test_an_evaluation_counts_what_holds(data: Texts, networks: dict[str, nn.Module]) -> None:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparring.attacks.loop import gradient
-from sparring.attacks.starts import crafting
+from sparring.attacks.starts import crafting, gradient
 from sparring.core.geometry import per_example
 from sparring.core.model_state import Frozen, attack_mode
 from sparring.core.noise import Noise

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from sparring.attacks.starts import Start, crafting, uniform
+from sparring.attacks.starts import Start, crafting, gradient, uniform
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, cross_entropy
@@ -138,15 +138,3 @@ class Attack:
             better = torch.where(seen.reached, ~old.reached | smaller, ~old.reached & better)
         kept = Seen(torch.where(better, seen.loss, old.loss), torch.where(better, seen.reached, old.reached), None)
         return torch.where(per_example(better, z), z, best_z), kept
-
-
-def gradient(loss: Tensor, z: Tensor, keep_graph: bool = False) -> Tensor:
-    """The gradient of each example's loss (B,) in its own z. Raises ValueError where none reaches z."""
-    reachable = loss.requires_grad
-    grad = torch.autograd.grad(loss.sum(), z, retain_graph=keep_graph, allow_unused=True)[0] if reachable else None
-    if grad is None:
-        raise ValueError(
-            "no gradient reaches the input: the model's output does not depend on it through autograd "
-            "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
-        )
-    return grad

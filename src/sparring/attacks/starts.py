@@ -139,3 +139,15 @@ class Corner:
 
 
 null, uniform = Null(), Uniform()
+
+
+def gradient(loss: Tensor, z: Tensor, keep_graph: bool = False) -> Tensor:
+    """The gradient of each example's loss (B,) in its own z. Raises ValueError where none reaches z."""
+    reachable = loss.requires_grad
+    grad = torch.autograd.grad(loss.sum(), z, retain_graph=keep_graph, allow_unused=True)[0] if reachable else None
+    if grad is None:
+        raise ValueError(
+            "no gradient reaches the input: the model's output does not depend on it through autograd "
+            "(detach(), no_grad(), numpy or rounding inside the model?); use an attack without gradients"
+        )
+    return grad

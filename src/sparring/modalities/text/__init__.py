@@ -6,8 +6,8 @@ from sparring.modalities.base import Dataset, Modality
 from sparring.modalities.text.certify import find_words_bound
 from sparring.modalities.text.data import TEXT_DATA, caption, read_text, reads_text
 from sparring.modalities.text.models import TEXT_MODELS
+from sparring.modalities.text.plans import TEXT_ATTACKS, TEXT_PLANS
 from sparring.modalities.text.recipes import TEXT_RECIPES
-from sparring.modalities.text.search import TEXT_ATTACKS, TEXT_PLANS
 from sparring.modalities.text.show import as_jsonl, show_texts
 from sparring.modalities.text.threats import TEXT_THREATS
 

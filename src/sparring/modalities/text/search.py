@@ -5,7 +5,6 @@ Shapes: B texts, L units, K substitutes; n candidates of many texts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +23,7 @@ CANDIDATES = 4096
 Rank = Literal["leave-one-out", "gradient"]
 
 
-class _Search:
+class WordSearch:
     """The state of a search: for each text the substitute chosen at each place (-1: the word itself), and its score.
 
     Candidates of all texts that are still searched go to the model together.
@@ -113,7 +112,7 @@ class GreedySearch:
         with crafting(self.threat, model, x, target, noise) as (frozen, x, target, noise):
             by_grad = self._by_gradient(frozen, x, target) if self.needs_grad else None
             with torch.no_grad():
-                search = _Search(self.threat, frozen, x, target, self.objective)
+                search = WordSearch(self.threat, frozen, x, target, self.objective)
                 weight = self._left_out(search) if by_grad is None else by_grad[:, : search.open.shape[1]]
                 self._go_along(search, weight.masked_fill(~search.open.any(2), -torch.inf))
                 result = search.result()
@@ -127,7 +126,7 @@ class GreedySearch:
         grad = torch.autograd.grad(score, z)[0]
         return grad.where(self.threat.open(x), -torch.inf).amax(2)
 
-    def _left_out(self, search: _Search) -> Tensor:
+    def _left_out(self, search: WordSearch) -> Tensor:
         """(B, L) the score without each word that has substitutes."""
         rows, place = (search.open.any(2) & ~search.reached[:, None]).nonzero(as_tuple=True)
         weight = torch.full(search.picked.shape, -torch.inf, device=search.score.device)
@@ -136,7 +135,7 @@ class GreedySearch:
             weight[rows, place] = search.ask(rows, ids)[0]
         return weight
 
-    def _go_along(self, search: _Search, weight: Tensor) -> None:
+    def _go_along(self, search: WordSearch, weight: Tensor) -> None:
         order = weight.argsort(dim=1, descending=True, stable=True)
         for turn in range(order.shape[1]):
             place = order[:, turn]
@@ -166,7 +165,7 @@ class FullSearch:
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
         with crafting(self.threat, model, x, target, noise) as (frozen, x, target, noise), torch.no_grad():
-            search = _Search(self.threat, frozen, x, target, self.objective)
+            search = WordSearch(self.threat, frozen, x, target, self.objective)
             on = torch.ones_like(search.reached)
             for _ in range(self.num_rounds):
                 on = on & ~search.reached
@@ -176,7 +175,7 @@ class FullSearch:
                 on = on & search.take_best(rows, place, number)
             return search.result()
 
-    def _changes(self, search: _Search, on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _changes(self, search: WordSearch, on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every single change that is permitted now: (rows, places, numbers), -1 for the word itself again."""
         may = search.open & on[:, None, None]
         full = (search.changed() >= search.budget)[:, None] & (search.picked < 0)
@@ -194,7 +193,7 @@ def greedy(threat: Any, *, rank: Rank = "leave-one-out", objective: Objective = 
     Source: Jin 2020 (TextFooler): ranking by deletion, then the best substitute; without its filters for part of speech
     and similarity, which the list has to bring. rank=gradient as in Yoo and Qi 2021 (A2T).
     """
-    return GreedySearch(_of_words(threat, "greedy"), rank, objective)
+    return GreedySearch(of_words(threat, "greedy"), rank, objective)
 
 
 def full_search(threat: Any, *, num_rounds: int = 50, objective: Objective = margin) -> Attacker:
@@ -203,37 +202,11 @@ def full_search(threat: Any, *, num_rounds: int = 50, objective: Objective = mar
     Source: steepest-ascent hill climbing; for texts the `GreedySearch` of Morris 2020 (TextAttack), where words may not
     change again.
     """
-    return FullSearch(_of_words(threat, "full-search"), num_rounds, objective)
+    return FullSearch(of_words(threat, "full-search"), num_rounds, objective)
 
 
-def _of_words(threat: Any, name: str) -> Substitutions:
+def of_words(threat: Any, name: str) -> Substitutions:
+    """The threat, where it replaces words. Raises TypeError for others."""
     if not isinstance(threat, Substitutions):
         raise TypeError(f"{name} replaces words; the threat is {type(threat).__name__}, not one such as words:1.0")
     return threat
-
-
-TEXT_ATTACKS: dict[str, Callable[..., Attacker]] = {"greedy": greedy, "full-search": full_search}
-
-
-def fast_for_texts(threat: Any) -> str | tuple[Any, ...]:
-    """Words: a gradient attack, then the greedy search without gradients. Other threats: the shared plan."""
-    from sparring.attacks.plans import fast
-
-    if not isinstance(threat, Substitutions):
-        return fast(threat)
-    return "frank-wolfe,greedy"
-
-
-def full_for_texts(threat: Any) -> str | tuple[Any, ...]:
-    """Words: gradient attacks on two losses, greedy search by two rankings, full search. Else the shared plan."""
-    if not isinstance(threat, Substitutions):
-        return fast_for_texts(threat)
-    return "frank-wolfe,frank-wolfe:num_steps=20,objective=margin,restarts=3,greedy,greedy:rank=gradient,full-search"
-
-
-def light_for_texts(threat: Any) -> str:
-    """What chooses the best epoch. Words: the greedy search ranked by one gradient. Other threats: ten steps of PGD."""
-    return "greedy:rank=gradient" if isinstance(threat, Substitutions) else "pgd:num_steps=10,step=0.25"
-
-
-TEXT_PLANS = {"fast": fast_for_texts, "full": full_for_texts, "light": light_for_texts}
