@@ -12,6 +12,7 @@ import typer
 
 from sparring.app.attack import attack_
 from sparring.app.chosen import Checkpoint, ModelText, RunFolder, WeightsFile, chosen, say
+from sparring.app.export import export_
 from sparring.app.schema import schema
 from sparring.app.settings import EvaluationSettings, GateSettings, TrainingSettings, read_settings, with_options
 
@@ -160,6 +161,7 @@ def report(
 
 
 app.command(name="attack")(attack_)
+app.command(name="export")(export_)
 app.add_typer(schema)
 
 
