@@ -25,6 +25,7 @@ from sparring.attacks.starts import uniform as uniform
 from sparring.certify.interval import interval_margin as interval_margin
 from sparring.checks.battery import examine as examine
 from sparring.core.batches import Batches as Batches
+from sparring.core.blend import Blended as Blended
 from sparring.core.layers import Normalize as Normalize
 from sparring.core.model_state import attack_mode as attack_mode
 from sparring.core.noise import Noise as Noise
@@ -48,9 +49,15 @@ from sparring.threats import ThreatModel as ThreatModel
 from sparring.threats import check_threat as check_threat
 from sparring.threats import make_threat as make_threat
 from sparring.training.loop import train as train
+from sparring.training.mart import mart as mart
+from sparring.training.one_step import fgsm_rs as fgsm_rs
+from sparring.training.one_step import free as free
+from sparring.training.one_step import n_fgsm as n_fgsm
 from sparring.training.recipes import mixed as mixed
 from sparring.training.recipes import pgd_at as pgd_at
 from sparring.training.recipes import standard as standard
 from sparring.training.recipes import trades as trades
+from sparring.training.several import multi_norm as multi_norm
+from sparring.training.weights import awp as awp
 
 __version__: str

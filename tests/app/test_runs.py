@@ -94,7 +94,7 @@ def test_the_config_is_complete(data: str, finished: Path) -> None:
     assert config["given"] == {"shape": [5], "num_classes": 3} and len(config["class_names"]) == 3
     assert config["schema"] == "sparring.run/2" and config["kind"] == "images"
     unset = [name for name, value in config["settings"].items() if value is None]
-    assert unset == ["weights", "class_weights", "minutes"]
+    assert unset == ["weights", "extra", "class_weights", "minutes"]
     assert set(config["settings"]) == set(TrainingSettings.model_fields)
     read = read_config(finished)
     asked = tiny(data).model_dump(exclude_none=True)

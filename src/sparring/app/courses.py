@@ -28,7 +28,7 @@ class Course(NamedTuple):
 
 def refuse_for_task(settings: TrainingSettings) -> None:
     """ValueError for settings that mean something for classifiers alone."""
-    for name in ("model", "weights", "class_weights", "awp"):
+    for name in ("model", "weights", "extra", "class_weights", "awp"):
         if getattr(settings, name):
             raise ValueError(f"recipe {settings.recipe} brings its own network and loss; leave out {name}")
 

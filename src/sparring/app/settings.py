@@ -57,6 +57,8 @@ class TrainingSettings(Settings):
     recipe: str = Field(
         default="pgd-at", description="from 'sparring list recipes', with options: trades:beta=3; or FILE.py:FUNCTION"
     )
+    extra: str | None = _unset("an .npz of more training examples: x, and y as class numbers or probabilities")
+    extra_share: float = Field(default=0.5, ge=0.01, le=0.99, description="share of each batch that is extra")
     class_weights: str | None = _unset("balanced (all classes count alike), or one number for each: 1..5..2")
     epochs: int | None = _unset("passes over the data, each validated", ge=1, le=10**6)
     passes: int | None = _unset("passes over the data in an epoch", ge=1, le=10**6)

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from sparring.app.courses import Course, course_of, refuse_for_task
+from sparring.app.extra import Extra, read_extra
 from sparring.app.settings import TrainingSettings
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, hold_out
+from sparring.core.blend import Blended
 from sparring.core.machine import Machine
+from sparring.core.noise import Noise
 from sparring.core.registry import Named, named, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
@@ -39,6 +42,7 @@ class Job(NamedTuple):
     recipe: Named
     weights: list[float] | None = None
     task: Task | None = None
+    extra: Extra | None = None
 
 
 def prepare(settings: TrainingSettings, text: str = "") -> Job:
@@ -65,7 +69,10 @@ def prepare(settings: TrainingSettings, text: str = "") -> Job:
         check_inputs(x, threat)
     told = settings.class_weights
     of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
-    job = Job(settings, data, modality, model, threat, recipe, of_classes)
+    extra = read_extra(Path(settings.extra).expanduser(), data, threat) if settings.extra else None
+    if extra and extra.y.ndim == 2 and of_classes:
+        raise ValueError(f"class_weights need one class for each example; the labels of {settings.extra} are soft")
+    job = Job(settings, data, modality, model, threat, recipe, of_classes, extra=extra)
     make_recipe(job)
     return job
 
@@ -96,6 +103,22 @@ def make_course(job: Job, model: nn.Module, machine: Machine, out: Path) -> tupl
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
     return used, Course(make_recipe(job), optimizer, make_validation(job, model, batches), score_of(job))
+
+
+def make_batches(job: Job, x: Any, y: Any, machine: Machine) -> Batches | Blended:
+    """The batches of a run: of (x, y), with extra examples where there are some."""
+    s, prepare = job.settings, job.data.prepare
+    assert s.batch_size
+    options: dict[str, Any] = {"prepare": prepare, "augment": make_augment(job)}
+    own = Batches(
+        machine.place(x), machine.place(y), s.batch_size, seed=s.seed, shuffle=True, drop_last=len(y) >= s.batch_size,
+        **options,
+    )  # fmt: skip
+    if job.extra is None:
+        return own
+    seed = int(Noise.make(s.seed, "extra", torch.arange(1)).keys) & 0x7FFFFFFF  # of other draws than the data's own
+    extra = Batches(machine.place(job.extra.x), machine.place(job.extra.y), s.batch_size, seed=seed, **options)
+    return Blended(own, extra, s.extra_share)
 
 
 def make_augment(job: Job) -> Augment | None:

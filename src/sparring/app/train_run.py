@@ -21,8 +21,7 @@ from torch import nn
 from sparring.adapters.files import load_weights, runs_a_file
 from sparring.app.courses import kept_task, seconds_of, task_of
 from sparring.app.settings import GENERAL, TrainingSettings
-from sparring.app.train_parts import Job, make_augment, make_course, prepare
-from sparring.core.batches import Batches
+from sparring.app.train_parts import Job, make_batches, make_course, prepare
 from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
 from sparring.core.registry import options_of, parse, text_of
@@ -245,16 +244,13 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | None) -> TrainingResult:
-    s, data, machine = job.settings, job.data, find_machine(job.settings.device)
+    s, machine = job.settings, find_machine(job.settings.device)
     model = machine.place(job.model)
-    assert s.epochs and s.batch_size and s.schedule  # `_completed` filled them
+    assert s.epochs and s.schedule  # `_completed` filled them
     (x, y), course = make_course(job, model, machine, out)
     rows = torch.arange(len(y)).repeat(s.passes or 1)
     x, y = take(x, rows), y[rows]
-    batches = Batches(
-        machine.place(x), machine.place(y), s.batch_size, seed=s.seed, shuffle=True, drop_last=len(y) >= s.batch_size,
-        prepare=data.prepare, augment=make_augment(job),
-    )  # fmt: skip
+    batches = make_batches(job, x, y, machine)
     saved = time.monotonic()
 
     def watch(now: TrainingState) -> bool | None:
@@ -302,6 +298,15 @@ def _save_weights(path: Path, weights: Weights) -> None:
     write_atomically(path, lambda stream: stream.write(to_safetensors(plain)))
 
 
+def _about_extra(job: Job) -> dict[str, Any]:
+    """What the record tells of extra examples."""
+    if job.extra is None:
+        return {}
+    kind = "class numbers" if job.extra.y.ndim == 1 else "probabilities"
+    told = {"file": job.settings.extra, "share": job.settings.extra_share, "examples": len(job.extra.y), "labels": kind}
+    return {"extra": {**told, "provenance": job.extra.provenance}}
+
+
 def _finish(out: Path, job: Job, result: TrainingResult) -> None:
     _save_history(out, result.history)
     for name in ("best", "last", "averaged"):
@@ -312,6 +317,6 @@ def _finish(out: Path, job: Job, result: TrainingResult) -> None:
         "recipe": job.recipe.name, "recipe_settings": dict(job.recipe.options), "epochs": job.settings.epochs,
         "seconds": round(result.seconds, 3), "best_epoch": result.best_epoch,
         "best": by_epoch.get(result.best_epoch), "last": result.history[-1] if result.history else None,
-        "stopped": result.stopped, "rollbacks": result.rollbacks,
+        "stopped": result.stopped, "rollbacks": result.rollbacks, **_about_extra(job),
     }  # fmt: skip
     write_json(out / "training.json", record)

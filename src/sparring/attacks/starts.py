@@ -48,17 +48,31 @@ def crafting(
             "expected integer labels (B,) or probabilities (B, K)"
         )
 
+    seen: list[int] = []
+
     def first_look(logits: Tensor) -> None:
         check_logits(class_logits(logits), num)
         if direct and labels:
             check_one_logit(logits)
-        if labels and (direct or device.type == "cpu"):
-            check_labels(target, num, class_logits(logits).shape[1])
+        num_classes = class_logits(logits).shape[1]
+        seen.append(num_classes)
+        if not labels and num_classes % target.shape[1]:  # where looks are averaged, several stand side by side
+            raise ValueError(
+                f"target has {target.shape[1]} probabilities for each example and the model {num_classes} classes; "
+                "expected one for each class"
+            )
+        if labels and direct:
+            check_labels(target, num, num_classes)
 
     noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
     with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
         kept: Any = map_inputs(aligned, plain(x))
-        yield Frozen(frozen.model, first_look), kept, target.detach().clone(), noise
+        try:
+            yield Frozen(frozen.model, first_look), kept, target.detach().clone(), noise
+        except IndexError:  # labels beyond the classes, which nobody waited to see
+            if labels and seen:
+                check_labels(target, num, seen[0])
+            raise
 
 
 def check_logits(logits: Tensor, num: int) -> None:

@@ -85,6 +85,8 @@ def hold_out(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 class Batches:
     """Batches (x (B, *X), y int64 (B,)) of `x` (N, *X) or named tensors, and `y` (N,), in the current epoch's order.
 
+    For training, `y` may also be probabilities (N, K) of a float type.
+
     shuffle: a new order every epoch, from (seed, epoch) alone. prepare: makes model inputs of stored examples, such as
     bytes into floats. augment: changes them at random, see `Augment`; neither batch size nor starting point changes its
     draws. Call `set_epoch` before each epoch, as with DistributedSampler.
@@ -97,13 +99,16 @@ class Batches:
         self, x: Inputs, y: Tensor, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
         prepare: Callable[[Any], Any] | None = None, augment: Augment | None = None,
     ) -> None:  # fmt: skip
-        if size(x) != len(y) or len(y) == 0 or y.ndim != 1 or y.is_floating_point():
+        soft = y.ndim == 2 and y.shape[1] > 1 and y.is_floating_point()
+        if size(x) != len(y) or len(y) == 0 or not (soft or (y.ndim == 1 and not y.is_floating_point())):
             raise ValueError(
-                f"x of {size(x)} examples, y {y.dtype} {tuple(y.shape)}; expected one whole number each, and some"
+                f"x of {size(x)} examples, y {y.dtype} {tuple(y.shape)}; expected one whole number each, or one row of "
+                "probabilities (N, K), and some"
             )
         if batch_size < 1 or (drop_last and batch_size > len(y)):
             raise ValueError(f"batch_size {batch_size} with {len(y)} examples (drop_last={drop_last}) makes no batch")
-        self.x, self.y, self.batch_size, self.seed, self.epoch = x, y.to(torch.int64), batch_size, seed, 0
+        self.x, self.y = x, y if soft else y.to(torch.int64)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
         self.shuffle, self.drop_last, self.prepare, self.augment = shuffle, drop_last, prepare, augment
 
     def __len__(self) -> int:
@@ -122,9 +127,10 @@ class Batches:
             raise ValueError(f"cannot start at batch {start_batch}: an epoch has {len(self)} batches")
         order, epoch = self._order(), self.epoch
         chunks = order.split(self.batch_size)[start_batch : len(self)]
-        return ((self._inputs(index, epoch), self.y[index.to(self.y.device)]) for index in chunks)
+        return ((self.inputs(index, epoch), self.y[index.to(self.y.device)]) for index in chunks)
 
-    def _inputs(self, index: Tensor, epoch: int) -> Any:
+    def inputs(self, index: Tensor, epoch: int) -> Any:
+        """The inputs of these rows, prepared and augmented as in that epoch."""
         x = take(self.x, index)
         x = self.prepare(x) if self.prepare else x
         return self.augment(x, index, epoch, self.seed) if self.augment else x

@@ -62,6 +62,19 @@ def check_labels(y: Any, num: int, num_classes: int | None = None, *, values: bo
         raise PreflightError(f"labels go from {low} to {high}{classes}; {expected}{hint}")
 
 
+def check_target(y: Any, num: int, num_classes: int | None = None) -> None:
+    """`check_labels`, where labels may also be probabilities (B, K): of a float type, none negative, each row of 1."""
+    if not isinstance(y, Tensor) or y.ndim != 2 or not y.is_floating_point():
+        check_labels(y, num, num_classes)
+        return
+    fits = len(y) == num and y.shape[1] == (num_classes or y.shape[1])
+    if not fits or bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > 1e-3).any()):
+        raise PreflightError(
+            f"soft labels are {y.dtype} {tuple(y.shape)}; expected probabilities (B, K) = ({num}, "
+            f"{num_classes or 'K'}), none below 0, each row with the sum 1: take the softmax of logits"
+        )
+
+
 def check_output(out: Any, num: int) -> Tensor:
     """The logits (B, K) of what a model returned for `num` inputs, or one number for each, (B,).
 

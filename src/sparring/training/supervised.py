@@ -18,7 +18,7 @@ from sparring.core.model_state import class_logits
 from sparring.core.registry import read_number
 from sparring.core.types import Inputs, size
 from sparring.threats.base import ThreatModel
-from sparring.threats.inputs import check_inputs, check_kind, check_labels, check_one_logit
+from sparring.threats.inputs import check_inputs, check_kind, check_one_logit, check_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Supervised:
         if self._looks:
             if threat is not None:
                 check_inputs(x, threat)
-            check_labels(y, size(x))
+            check_target(y, size(x))
 
     @property
     def _looks(self) -> bool:
@@ -60,13 +60,15 @@ class Supervised:
         logits = class_logits(out)
         if self._looks:
             check_one_logit(out)
-            check_labels(y, size(x), logits.shape[1])
+            check_target(y, size(x), logits.shape[1])
         return logits
 
     def _mean(self, losses: Tensor, y: Tensor) -> Tensor:
         """The mean of one loss for each example (B,), by the weights of their classes."""
         if self.class_weights is None:
             return losses.mean()
+        if y.ndim == 2:
+            raise ValueError("class_weights need one class for each example; these labels are probabilities (B, K)")
         weights = torch.tensor(self.class_weights, dtype=losses.dtype, device=losses.device)[y]
         return (weights * losses).sum() / weights.sum()
 
