@@ -333,7 +333,7 @@ def test_every_named_attack_runs(kind: str) -> None:
     [
         (
             "pdg",
-            "attack 'pdg' is unknown; there are fast, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
+            "attack 'pdg' is unknown; there are fast, fast-plus, queries, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
             "fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, square, smooth, or "
             "FILE.py:FUNCTION; did you mean pgd",
         ),

@@ -305,6 +305,8 @@ def test_it_is_a_composition() -> None:
     base = Attack(threat=Linf(0.1), rule=APGD(), num_steps=20, objective=margin, start=Corner())
     assert smooth(Linf(0.1)) == Restarts(SmoothBackward(base, 10.0), 5)
     assert smooth(Linf(0.1), restarts=1, slope=5.0) == SmoothBackward(base, 5.0)
+    sparse = apgd(L1(0.5), num_steps=20, objective=margin)
+    assert smooth(L1(0.5)) == Restarts(SmoothBackward(sparse, 10.0), 5), "sparse steps, at 3, 2 and 1 times the radius"
     with pytest.raises(ValueError, match="restarts must be at least 1; got 0"):
         smooth(Linf(0.1), restarts=0)
 
