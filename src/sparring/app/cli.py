@@ -76,8 +76,8 @@ def demo(
 
 @app.command(name="train")
 @with_options(
-    TrainingSettings, "data", "extra", "extra_share", "threat", "model", "weights", "recipe", "epochs", "minutes",
-    "batch_size", "device", "seed",
+    TrainingSettings, "data", "extra", "extra_share", "threat", "model", "weights", "recipe", "guard", "epochs",
+    "minutes", "batch_size", "device", "seed",
 )  # fmt: skip
 def train_(
     out: Annotated[Path, typer.Option(help="run folder")],

@@ -28,8 +28,8 @@ class Course(NamedTuple):
 
 def refuse_for_task(settings: TrainingSettings) -> None:
     """ValueError for settings that mean something for classifiers alone."""
-    for name in ("model", "weights", "extra", "class_weights", "awp"):
-        if getattr(settings, name):
+    for name in ("model", "weights", "extra", "class_weights", "awp", "guard"):
+        if getattr(settings, name) not in (None, "none", 0.0):
             raise ValueError(f"recipe {settings.recipe} brings its own network and loss; leave out {name}")
 
 

@@ -72,10 +72,11 @@ class TrainingSettings(Settings):
     )
     radius_ramp: float | None = _unset("share of the run in which the radius grows from 0", ge=0, le=1)
     awp: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="weights move against each step by this share of them, such as 0.005",
+        default=0.0, ge=0, le=0.5, description="weights move against each step by this share of them, such as 0.005"
+    )
+    guard: str = Field(
+        default="none",
+        description="watch goes back when training collapses, and reacts: watch:every=50,catastrophic=stop; or none",
     )
     averaging: float | None = _unset("decay of a weight average, if there is to be one", ge=0, le=0.999999)
     augment: dict[str, Any] | None = _unset("random changes of training examples")

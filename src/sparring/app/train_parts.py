@@ -15,7 +15,7 @@ from sparring.app.courses import Course, course_of, refuse_for_task
 from sparring.app.extra import Extra, read_extra
 from sparring.app.settings import TrainingSettings
 from sparring.attacks.around import part_of
-from sparring.core.batches import Augment, Batches, hold_out
+from sparring.core.batches import Augment, Batches, draw, hold_out
 from sparring.core.blend import Blended
 from sparring.core.machine import Machine
 from sparring.core.noise import Noise
@@ -28,6 +28,7 @@ from sparring.modalities.base import Dataset, Modality, Task
 from sparring.threats.inputs import check_inputs
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
+from sparring.training.watch import Switched, watch
 from sparring.training.weights import awp
 
 
@@ -73,13 +74,27 @@ def prepare(settings: TrainingSettings, text: str = "") -> Job:
     if extra and extra.y.ndim == 2 and of_classes:
         raise ValueError(f"class_weights need one class for each example; the labels of {settings.extra} are soft")
     job = Job(settings, data, modality, model, threat, recipe, of_classes, extra=extra)
+    if guard := named_guard(settings.guard):
+        guard(threat, None, None)
     make_recipe(job)
     return job
 
 
 def make_recipe(job: Job) -> Any:
     """The recipe as the run has it: classes weighted, the radius growing, weights perturbed; ValueError."""
-    recipe, s = job.recipe(job.threat), job.settings
+    made, other = job.recipe(job.threat), None
+    if job.settings.guard != "none":
+        if part_of(getattr(made, "attack", None), "threat") is None:
+            raise ValueError(
+                f"guard {job.settings.guard}: the recipe {job.recipe.name} attacks nothing; leave guard out"
+            )
+        other = _around(job, job.modality.named_recipe("pgd-at")(job.threat))
+    return _around(job, made) if other is None else Switched(recipe=_around(job, made), other=other)
+
+
+def _around(job: Job, recipe: Any) -> Any:
+    """One recipe with all that the settings put around it."""
+    s = job.settings
     if job.weights is not None:
         if not isinstance(recipe, Supervised):
             raise ValueError(
@@ -102,7 +117,22 @@ def make_course(job: Job, model: nn.Module, machine: Machine, out: Path) -> tupl
     learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
-    return used, Course(make_recipe(job), optimizer, make_validation(job, model, batches), score_of(job))
+    validate = make_validation(job, model, batches)
+    return used, Course(make_recipe(job), optimizer, validate, score_of(job), make_guard(job, held, machine))
+
+
+def named_guard(text: str) -> Named | None:
+    """The guard that a text names, waiting for threat, x and y; None for "none". ValueError."""
+    return None if text == "none" else named(text, {"watch": watch}, "guard", given=("threat", "x", "y"))
+
+
+def make_guard(job: Job, held: tuple[Any, Any], machine: Machine) -> Any:
+    """The guard of a run, which looks at 256 of the held-out training examples at most."""
+    if (waiting := named_guard(job.settings.guard)) is None:
+        return None
+    rows = draw(held[1], 256, job.settings.seed)
+    x, y = machine.place(take(held[0], rows)), machine.place(held[1][rows])
+    return waiting(job.threat, job.data.prepare(x) if job.data.prepare else x, y)
 
 
 def make_batches(job: Job, x: Any, y: Any, machine: Machine) -> Batches | Blended:

@@ -74,6 +74,8 @@ SCHEDULES: dict[str, Schedule] = {
 class Ramped:
     """`recipe` with the radius of its attack, however deep in attacks of attacks, times `radius(progress)`.
 
+    anew: (begin, end) of a second growth from 0, as a guard may set it in the middle of a run.
+
     >>> from sparring import Linf, pgd_at
     >>> Ramped(pgd_at(Linf(0.2)), Ramp(until=0.5)).at(0.25).attack.threat.radius
     0.1
@@ -81,6 +83,7 @@ class Ramped:
 
     recipe: Any
     radius: Schedule
+    anew: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not hasattr(self.recipe, "attack"):
@@ -97,6 +100,9 @@ class Ramped:
         """The recipe at this moment of the run."""
         recipe = self.recipe.at(progress) if hasattr(self.recipe, "at") else self.recipe
         factor = self.radius(progress)
+        if self.anew and progress < self.anew[1]:
+            begin, end = self.anew
+            factor = min(factor, max(0.0, (progress - begin) / (end - begin)))
         return recipe if factor == 1.0 else replace(recipe, attack=_scaled(recipe.attack, factor))
 
 

@@ -1,0 +1,194 @@
+"""A guard that knows the ways in which adversarial training collapses, and what to do about each.
+
+It looks at held-out training examples. Shapes: N examples, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparring.attacks.around import SmoothBackward
+from sparring.attacks.catalogue import fgsm, pgd
+from sparring.attacks.loop import Attack
+from sparring.attacks.starts import Corner
+from sparring.attacks.steps import Ascent
+from sparring.core.model_state import attack_mode
+from sparring.core.noise import Noise
+from sparring.core.objectives import margin
+from sparring.core.types import Inputs, size
+from sparring.threats.base import ThreatModel
+from sparring.training.guard import Rollback, Stop, Wait
+
+if TYPE_CHECKING:
+    from sparring.training.state import TrainingState
+
+Reaction = Literal["slower", "multi-step", "ramp", "stop", "off"]
+"""What follows the way back. slower: half the learning rate. multi-step: PGD instead of the recipe. ramp: the radius
+grows from 0 again over a fifth of the run. stop: the run ends. off: nobody looks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """`recipe`, or `other` once `use_other` is set, as a guard may do in the middle of a run."""
+
+    recipe: Any
+    other: Any
+    use_other: bool = False
+
+    def at(self, progress: float) -> Any:
+        """The one in use, at this moment of the run."""
+        recipe = self.other if self.use_other else self.recipe
+        return recipe.at(progress) if hasattr(recipe, "at") else recipe
+
+    def __call__(self, model: Any, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Any:
+        return (self.other if self.use_other else self.recipe)(model, x, y, noise=noise)
+
+
+def look(model: nn.Module, x: Inputs, y: Tensor, threat: ThreatModel) -> dict[str, float]:
+    """What a network does with N examples, in eval mode; the model and the global generators stay as they were.
+
+    clean, one_step (FGSM), multi_step (PGD, 10 steps), noise (a random corner of the set) and unmasked (PGD on the
+    margin with a smoothed backward pass, and the others): the shares that stand. loss: clean cross-entropy. largest:
+    how much more often the commonest answer is given than its class occurs. flat: the share without any gradient.
+    """
+    noise = Noise.make(0, "watch", torch.arange(size(x)))
+    still = Attack(threat=threat, rule=Ascent(1.0), num_steps=0, start=Corner())
+    attacks = {
+        "one_step": fgsm(threat), "multi_step": pgd(threat, num_steps=10, step=0.25), "noise": still,
+        "unmasked": SmoothBackward(pgd(threat, num_steps=10, step=0.25, objective=margin)),
+    }  # fmt: skip
+    with attack_mode(model) as frozen:
+        z = threat.null(x).requires_grad_()
+        logits = frozen(threat.apply(x, z))
+        losses = F.cross_entropy(logits, y, reduction="none")
+        grad = torch.autograd.grad(losses.sum(), z)[0]
+        right, answers = logits.argmax(1) == y, logits.argmax(1).bincount(minlength=logits.shape[1])
+        stands = {}
+        for name, attack in attacks.items():
+            reached = attack(frozen, x, y, noise=noise).reached
+            assert reached is not None
+            stands[name] = right & ~reached
+    stands["unmasked"] = stands["unmasked"] & stands["noise"]
+    label = int(answers.argmax())
+    return {
+        "clean": float(right.double().mean()), **{name: float(s.double().mean()) for name, s in stands.items()},
+        "loss": float(losses.detach().double().mean()), "classes": float(logits.shape[1]),
+        "largest": float(answers.max()) / len(y) - float((y == label).double().mean()),
+        "flat": float((grad.flatten(1) == 0).all(1).double().mean()),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Sees six kinds of collapse on held-out training examples (x, y), goes back to the last sound look, and reacts.
+
+    divergence: a loss or gradient is not finite, or the clean loss is over 2 log K and clean accuracy fell by 20
+    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running. dying: more
+    than half of the examples have no gradient at all. catastrophic: one step of attack leaves `gap` more than ten do,
+    which leave 10 points less than they did. masking: random noise and a smoothed backward pass leave `gap` less than
+    the gradient. overfitting: the mean of five looks under ten steps is `drop` below its best. `reactions` says by kind
+    how to react; after `num_rollbacks` the run stops. One look costs 26 forward and 22 backward passes an example.
+
+    Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
+    Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
+    """
+
+    threat: ThreatModel
+    x: Inputs = field(repr=False)
+    y: Tensor = field(repr=False)
+    every: int = 50
+    gap: float = 0.2
+    drop: float = 0.06
+    constant: float = 0.7
+    num_rollbacks: int = 3
+    reactions: dict[str, Reaction] = field(default_factory=lambda: dict(REACTIONS))
+
+    def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:
+        notes = state.notes
+        if state.trouble:
+            return self._react(state, "divergence", state.trouble)
+        now = look(state.model, self.x, self.y, self.threat)
+        best = notes.setdefault("best", {"clean": 0.0, "multi_step": 0.0, "mean": 0.0})
+        kind, sentence = self._seen(now, best, notes)
+        if kind and self.reactions[kind] != "off":
+            notes["constant"], notes["recent"], best["mean"] = 0, [], 0.0
+            return self._react(state, kind, sentence)
+        for name in ("clean", "multi_step"):
+            best[name] = max(best[name], now[name])
+        if len(notes["recent"]) == 5:
+            best["mean"] = max(best["mean"], sum(notes["recent"]) / 5)
+        return Wait() if notes["constant"] else None
+
+    def _seen(self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any]) -> tuple[str, str]:
+        """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
+        notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
+        notes["recent"] = [*notes.get("recent", []), now["multi_step"]][-5:]
+        clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
+        mean, fallen = sum(notes["recent"]) / 5, best["multi_step"] - 0.1
+        lost = now["loss"] > 2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
+        if lost or not math.isfinite(now["loss"]):
+            return "divergence", f"the clean loss is {now['loss']:.2f} and clean accuracy {clean:.1%}"
+        if notes["constant"] >= 5:
+            return "constant", f"one answer is given {now['largest']:.1%} more often than its class occurs"
+        if now["flat"] > 0.5:
+            return "dying", f"{now['flat']:.1%} of the held-out examples have no gradient"
+        if one - many > self.gap and many < fallen:
+            return "catastrophic", (
+                f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['multi_step']:.1%} did before"
+            )
+        if many - open_ > self.gap:
+            return "masking", f"{many:.1%} stand the gradient, and {open_:.1%} what does not trust it"
+        if len(notes["recent"]) == 5 and mean < best["mean"] - self.drop:
+            return "overfitting", f"{mean:.1%} stand ten steps over the last five looks, at best {best['mean']:.1%} did"
+        return "", ""
+
+    def _react(self, state: TrainingState, kind: str, sentence: str) -> Rollback | Stop:
+        reaction, what = self.reactions[kind], f"{_WORDS[kind]} at step {state.step}: {sentence}"
+        if reaction in ("stop", "off") or len(state.rollbacks) >= self.num_rollbacks:
+            again = (
+                f" It came after {len(state.rollbacks)} ways back." if reaction != "stop" and state.rollbacks else ""
+            )
+            return Stop(f"{what}.{again} The last sound weights are kept, and the best epoch.")
+        if reaction == "multi-step":
+            return Rollback(options={"use_other": True}, reason=f"{what}; from here on many steps")
+        if reaction == "ramp":
+            begin = state.step / max(1, state.total)
+            again = f"{what}; the radius grows anew"
+            return Rollback(options={"anew": (begin, min(1.0, begin + 0.2))}, reason=again)
+        return Rollback(rate_factor=0.5, reason=f"{what}; from here on half the learning rate")
+
+
+REACTIONS: dict[str, Reaction] = {
+    "divergence": "slower", "constant": "ramp", "dying": "slower", "catastrophic": "multi-step",
+    "masking": "multi-step", "overfitting": "stop",
+}  # fmt: skip
+_WORDS = {
+    "divergence": "Divergence", "constant": "A constant answer", "dying": "A dying attack",
+    "catastrophic": "Catastrophic overfitting", "masking": "Masked gradients", "overfitting": "Robust overfitting",
+}  # fmt: skip
+
+
+def watch(
+    threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.06,
+    num_rollbacks: int = 3, divergence: Reaction = "slower", constant: Reaction = "ramp", dying: Reaction = "slower",
+    catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step", overfitting: Reaction = "stop",
+) -> Watch:  # fmt: skip
+    """Sees six kinds of collapse, goes back and reacts; see `Watch`. ValueError for numbers out of range."""
+    if every < 1 or num_rollbacks < 0 or not 0 < gap < 1 or not 0 < drop < 1:
+        raise ValueError(
+            f"watch: every {every} at least 1, num_rollbacks {num_rollbacks} at least 0, gap {gap} and drop {drop} "
+            "shares between 0 and 1"
+        )
+    chosen: dict[str, Reaction] = {
+        "divergence": divergence, "constant": constant, "dying": dying, "catastrophic": catastrophic,
+        "masking": masking, "overfitting": overfitting,
+    }  # fmt: skip
+    return Watch(
+        threat=threat, x=x, y=y, every=every, gap=gap, drop=drop, num_rollbacks=num_rollbacks, reactions=chosen
+    )

@@ -1,0 +1,173 @@
+"""The guard against collapse: what it sees by networks made for it, what it does, and that a run resumes through it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contracts import seeded
+from sparring.app.settings import TrainingSettings
+from sparring.app.train_run import start_run
+from sparring.core.batches import Batches
+from sparring.threats import Linf
+from sparring.training.guard import Rollback, Stop, Wait
+from sparring.training.loop import train
+from sparring.training.one_step import fgsm_rs
+from sparring.training.recipes import pgd_at
+from sparring.training.schedules import Ramp, Ramped
+from sparring.training.state import TrainingState
+from sparring.training.watch import Reaction, Switched, Watch, look, watch
+
+DRAW = torch.Generator().manual_seed(0)
+X, Y = torch.rand(60, 6, generator=DRAW), torch.arange(60) % 3
+X[torch.arange(60), Y] += 1.0
+X /= 2
+
+
+def linear() -> nn.Module:
+    return seeded(lambda: nn.Linear(6, 3))
+
+
+class Saturated(nn.Module):
+    """Always right on X, with logits so far apart that the loss has no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 * x[:, :3]
+
+
+class Always(nn.Module):
+    """Answers with class 1, whatever comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.one_hot(torch.ones(len(x), dtype=torch.long), 3) + 0.01 * x[:, :3]
+
+
+def test_a_look_is_what_it_says() -> None:
+    found = look(Always(), X, Y, Linf(0.05))
+    assert found["clean"] == found["multi_step"] == found["noise"] == pytest.approx(1 / 3)
+    assert found["largest"] == pytest.approx(2 / 3) and found["flat"] == 0.0
+    found = look(Saturated(), X, Y, Linf(0.05))
+    assert found["clean"] > 0.9 and found["flat"] > 0.9
+    model = nn.Linear(6, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3, 6))
+        model.bias.zero_()
+    found = look(model, X, Y, Linf(0.1))
+    own, others = X.gather(1, Y[:, None])[:, 0], X[:, :3].scatter(1, Y[:, None], -1).amax(1)
+    stands = ((own - 0.1).clamp_min(0) > (others + 0.1).clamp_max(1)).double().mean()
+    assert found["multi_step"] == pytest.approx(float(stands)) == found["unmasked"]
+    assert found["loss"] == pytest.approx(float(F.cross_entropy(model(X), Y).detach()))
+
+
+SOUND = {
+    "clean": 0.9, "one_step": 0.7, "multi_step": 0.6, "noise": 0.85, "unmasked": 0.58, "loss": 0.3, "classes": 10.0,
+    "largest": 0.02, "flat": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "looks", "words"),
+    [
+        ("divergence", {"loss": 5.0, "clean": 0.3}, 1, "the clean loss is 5.00"),
+        ("constant", {"largest": 0.8}, 5, "one answer is given 80.0%"),
+        ("dying", {"flat": 0.6}, 1, "60.0% of the held-out examples have no gradient"),
+        ("catastrophic", {"one_step": 0.9, "multi_step": 0.1, "unmasked": 0.1}, 1, "90.0% stand one step"),
+        ("masking", {"unmasked": 0.2}, 1, "60.0% stand the gradient, and 20.0% what does not trust it"),
+        ("overfitting", {"multi_step": 0.5, "unmasked": 0.5, "one_step": 0.6}, 4, "at best 60.0% did"),
+    ],
+)
+def test_each_kind_is_seen_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch, kind: str, change: dict[str, float], looks: int, words: str
+) -> None:
+    figures: list[dict[str, float]] = [SOUND]
+    monkeypatch.setattr("sparring.training.watch.look", lambda *given: figures[0])
+    for reaction in ("slower", "multi-step", "ramp", "stop", "off"):
+        guard = watch(Linf(0.1), X, Y, **{kind: reaction})  # type: ignore[arg-type]
+        state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
+        figures[0] = SOUND
+        assert [guard(state) for _ in range(6)] == [None] * 6
+        figures[0] = {**SOUND, **change}
+        early = [guard(state) for _ in range(looks - 1)]
+        assert all(verdict is None or isinstance(verdict, Wait) for verdict in early)
+        verdict: Any = guard(state)
+        if reaction == "off":
+            assert verdict is None or isinstance(verdict, Wait)
+            continue
+        said = verdict.sentence if isinstance(verdict, Stop) else verdict.reason
+        assert words in said and "at step 30" in said
+        want: dict[str, Any] = {"multi-step": {"use_other": True}, "ramp": {"anew": (0.3, 0.5)}}
+        assert isinstance(verdict, Stop) == (reaction == "stop")
+        if isinstance(verdict, Rollback):
+            assert verdict.options == want.get(reaction, {})
+            assert verdict.rate_factor == (0.5 if reaction == "slower" else 1.0)
+
+
+def test_after_the_last_way_back_it_stops() -> None:
+    guard = watch(Linf(0.05), X, Y, num_rollbacks=1)
+    state = TrainingState(Saturated(), torch.optim.SGD(linear().parameters(), 0.1), None, step=7, total=10)
+    assert isinstance(guard(state), Rollback)
+    state.rollbacks = [{"step": 7}]
+    verdict = guard(state)
+    assert isinstance(verdict, Stop) and "It came after 1 ways back" in verdict.sentence
+
+
+@pytest.mark.parametrize("reaction", ["slower", "multi-step", "ramp"])
+def test_killed_before_and_after_the_way_back_it_ends_in_the_same_bits(reaction: Reaction) -> None:
+    """A rate that is far too large makes the guard go back for real."""
+
+    def run(**options: Any) -> Any:
+        model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)))
+        one, many = (Ramped(builder(Linf(0.05)), Ramp(0.3)) for builder in (fgsm_rs, pgd_at))
+        guard = watch(
+            Linf(0.05), X, Y, every=3, num_rollbacks=50, dying=reaction, divergence=reaction, constant=reaction,
+            masking="off", overfitting="off", catastrophic="off",
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), 1e5, momentum=0.9)
+        batches = Batches(X, Y, 20, seed=1, shuffle=True)
+        recipe = Switched(recipe=one, other=many)
+        return train(model, batches, recipe, optimizer, num_epochs=3, averaging=0.9, guard=guard, **options)
+
+    whole, states = seeded(run, 1), []
+    assert whole.rollbacks, "there was something to go back from"
+    seeded(lambda: run(observe=lambda state: states.append(state.to_dict())), 1)
+    assert len(states) == 9
+    for state in states[:-1]:
+        kept = io.BytesIO()
+        torch.save(state, kept)
+        kept.seek(0)
+        loaded = torch.load(kept, weights_only=True)
+        again = seeded(lambda loaded=loaded: run(resume=loaded), 2)
+        assert again.rollbacks == whole.rollbacks
+        for one, two in ((again.last, whole.last), (again.averaged, whole.averaged)):
+            assert all(torch.equal(one[name].nan_to_num(7), value.nan_to_num(7)) for name, value in two.items())
+
+
+def test_a_switch_and_a_second_growth_do_what_they_say() -> None:
+    one, many = (Ramped(builder(Linf(0.2)), Ramp(0.0)) for builder in (fgsm_rs, pgd_at))
+    assert Switched(recipe=one, other=many).at(0.5).attack.num_steps == 1
+    assert Switched(recipe=one, other=many, use_other=True).at(0.5).attack.num_steps == 10
+    again = Ramped(fgsm_rs(Linf(0.2)), Ramp(0.0), anew=(0.4, 0.6))
+    radii = [again.at(progress).attack.threat.radius for progress in (0.4, 0.5, 0.6, 0.9)]
+    assert radii == pytest.approx([0.0, 0.1, 0.2, 0.2])
+
+
+def test_the_setting_is_checked_and_used(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"data": "digits", "threat": "linf:0.1", "model": "mlp", "epochs": 1}
+    for text, words in (
+        ("watch:gap=2", "shares between 0 and 1"),
+        ("watch:constant=sleep", "is not one of slower, multi-step, ramp, stop, off"),
+        ("sleep", "guard 'sleep' is unknown; there are watch"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            start_run(TrainingSettings(**own, guard=text), tmp_path / "run")
+    with pytest.raises(ValueError, match="the recipe standard attacks nothing"):
+        start_run(TrainingSettings(**own, recipe="standard", guard="watch"), tmp_path / "run")
+    found = start_run(TrainingSettings(**own, recipe="fgsm-rs", guard="watch:every=10"), tmp_path / "run")
+    assert found.rollbacks == [] and found.stopped is None
+    assert isinstance(watch(Linf(0.1), X, Y), Watch)
