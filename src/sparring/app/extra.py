@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparring.core.unpacking import read_npz
 from sparring.modalities.base import Dataset
 from sparring.threats.inputs import check_inputs
 
@@ -51,9 +52,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"extra examples: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name in ("x", "y", "provenance")}
-    except Exception as error:  # numpy and zipfile raise several kinds for a broken file
+        return {key: array for key, array in read_npz(path).items() if key in ("x", "y", "provenance")}
+    except ValueError as error:
         raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
 
 

@@ -96,7 +96,7 @@ def fast(threat: ThreatModel) -> str:
             "apgd:num_steps=10,apgd:num_steps=30,objective=margin,"
             "smooth:slope=5,num_steps=30,restarts=3,margin_at_most=0.7,"
             "apgd-t:num_steps=30,targets=3,nearest=true,margin_at_most=0.7,"
-            "smooth:slope=5,num_steps=50,restarts=5,margin_at_most=0.4,square:num_queries=500,margin_at_most=0.4"
+            "smooth:num_steps=50,restarts=5,margin_at_most=0.4,square:num_queries=500,margin_at_most=0.4"
         )
     if isinstance(threat, Ball):
         return (
