@@ -559,7 +559,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected balanced, or 2 numbers with two dots"):
             start_run(settings_for({"data": data, "threat": "linf:0.1", "class_weights": text}), tmp_path / "run")
     (tmp_path / "own.py").write_text("def mine(threat): return lambda model, x, y, noise=None: 0")
-    with pytest.raises(ValueError, match=r"own.py:mine takes no class_weights; standard, mixed"):
+    with pytest.raises(ValueError, match=r"own.py:mine takes no class_weights; pgd-at, trades"):
         asked = {"data": data, "recipe": f"{tmp_path}/own.py:mine", "class_weights": "balanced"}
         start_run(settings_for(asked), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -333,8 +333,8 @@ def test_every_named_attack_runs(kind: str) -> None:
     [
         (
             "pdg",
-            "attack 'pdg' is unknown; there are fast, fast-plus, queries, autoattack, autoattack-plus, autoattack-rand, gradient-ascent, "
-            "fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, square, smooth, or "
+            "attack 'pdg' is unknown; there are fast, fast-plus, queries, autoattack, autoattack-plus, autoattack-rand, "
+            "gradient-ascent, fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, square, smooth, or "
             "FILE.py:FUNCTION; did you mean pgd",
         ),
         ("autoatack", "attack 'autoatack' is unknown; .*did you mean autoattack"),

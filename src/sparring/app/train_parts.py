@@ -98,7 +98,7 @@ def _around(job: Job, recipe: Any) -> Any:
     if job.weights is not None:
         if not isinstance(recipe, Supervised):
             raise ValueError(
-                f"the recipe {job.recipe.name} takes no class_weights; pgd-at, trades and the others that train on single labels do"
+                f"the recipe {job.recipe.name} takes no class_weights; pgd-at, trades and others for single labels do"
             )
         recipe = replace(recipe, class_weights=job.weights)
     assert s.radius_ramp is not None

@@ -179,7 +179,9 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         if self.class_weight is None:
             return made
         if not isinstance(made, Supervised):
-            raise ValueError(f"the recipe {self.recipe} takes no class_weight; pgd-at, trades and the others that train on single labels do")
+            raise ValueError(
+                f"the recipe {self.recipe} takes no class_weight; pgd-at, trades and others for single labels do"
+            )
         weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         return replace(made, class_weights=tuple(weights))
 
