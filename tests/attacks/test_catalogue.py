@@ -208,7 +208,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "targets": st.integers(1, 50),
     "slope": st.floats(0.1, 100),
     "share": st.floats(1e-6, 1),
-    "num_queries": st.integers(0, 10_000),
+    "num_queries": st.integers(1, 10_000),
     "p": st.floats(1e-6, 1),
     "rescale": st.booleans(),
     "nearest": st.booleans(),
@@ -333,9 +333,9 @@ def test_every_named_attack_runs(kind: str) -> None:
     [
         (
             "pdg",
-            "attack 'pdg' is unknown; there are fast, fast-plus, queries, autoattack, autoattack-plus, autoattack-rand, "
-            "gradient-ascent, fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, square, smooth, or "
-            "FILE.py:FUNCTION; did you mean pgd",
+            "attack 'pdg' is unknown; there are fast, fast-plus, queries, autoattack, autoattack-plus, "
+            "autoattack-rand, gradient-ascent, fgsm, bim, pgd, mi-fgsm, slide, frank-wolfe, apgd, apgd-t, fab, fab-t, "
+            "square, smooth, or FILE.py:FUNCTION; did you mean pgd",
         ),
         ("autoatack", "attack 'autoatack' is unknown; .*did you mean autoattack"),
         ("autoattack:num_steps=3", r"'autoattack' is a plan and takes no options \(in '.*'\); name its attacks"),

@@ -177,6 +177,8 @@ def make_plan(
         options = dict(spec.options)
         margin = options.pop("margin_at_most", None)
         attack = named(spec._replace(options=tuple(options.items())), {**plans, **attacks}, "attack")
+        if idle := [key for key in ("num_steps", "num_queries") if attack.options.get(key) == 0]:
+            raise ValueError(f"attack {spec.text!r}: with {idle[0]}=0 it tries nothing and breaks nothing; at least 1")
         stages.append(Stage(attack, None if margin is None else _share(margin, spec.text)))
     for stage in stages:
         stage(threat)

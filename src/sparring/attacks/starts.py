@@ -77,9 +77,10 @@ def crafting(
 
 def check_logits(logits: Tensor, num: int) -> None:
     """Raises ValueError for what are no logits (B, K) of `num` examples and at least two classes."""
-    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < 2:
+    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < 2 or not logits.is_floating_point():
         needs = "an attack needs logits (B, K), K at least 2"
-        raise ValueError(f"the model returned shape {tuple(logits.shape)} for {num} examples; {needs}")
+        kind = "" if logits.is_floating_point() else f" of {logits.dtype}"
+        raise ValueError(f"the model returned shape {tuple(logits.shape)}{kind} for {num} examples; {needs}")
 
 
 @dataclass(frozen=True)

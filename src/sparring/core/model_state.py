@@ -31,6 +31,10 @@ def class_logits(out: Any) -> Tensor:
     return torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1) if one else logits
 
 
+class ModelFailure(ValueError):
+    """The model itself raised an error, which is the cause of this one."""
+
+
 class Frozen:
     """A model as a plain function: it is shown copies, so that it cannot write into what it is given.
 
@@ -49,8 +53,14 @@ class Frozen:
         return class_logits(logits)
 
     def raw(self, x: Any) -> Tensor:
-        """The logits as they came."""
-        return logits_of(self.model(map_inputs(torch.clone, x) if isinstance(x, Tensor | Mapping) else x))
+        """The logits as they came. Raises ModelFailure where the model raises what is no ValueError or TypeError."""
+        try:
+            return logits_of(self.model(map_inputs(torch.clone, x) if isinstance(x, Tensor | Mapping) else x))
+        except (ValueError, TypeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise ModelFailure(f"the model fails on inputs {given}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

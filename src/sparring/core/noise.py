@@ -54,6 +54,8 @@ class Noise:
     @staticmethod
     def make(seed: int, purpose: str, index: Tensor) -> Noise:
         """Streams for the examples with these running numbers (B,). Another seed or purpose, other streams."""
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"a seed is a whole number of at most 63 bits, such as 0; got {seed!r}")
         digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
         base = int.from_bytes(digest[:8], "little", signed=True)
         first = int(index[0]) if len(index) else 0  # so that stochastic models do not repeat themselves batch by batch

@@ -102,6 +102,8 @@ def parse_list(text: str) -> tuple[Spec, ...]:
     >>> [spec.name for spec in parse_list("fgsm,pgd:num_steps=20,step=0.1,nets.py:attack,k=3")]
     ['fgsm', 'pgd', 'nets.py:attack']
     """
+    if not isinstance(text, str):
+        raise TypeError(f"got a {type(text).__name__}; expected a text such as linf:8/255 or pgd:num_steps=20")
     if text.count('"') % 2:
         raise ValueError(f'{text!r} has a double quote that nothing closes; within quotes write "" for "')
     found: list[Spec] = []
@@ -133,7 +135,7 @@ def named(spec: Spec | str, table: Mapping[str, Builder], kind: str, given: tupl
     >>> made(), str(made.but(box=None))
     ('0.25 in (-3.0, 3.0)', 'ball:0.25,box=none')
     """
-    spec = parse(spec) if isinstance(spec, str) else spec
+    spec = spec if isinstance(spec, Spec) else parse(spec)
     builder, about = _find(spec.name, table, kind), f"{kind} {spec.text!r}"
     known = options_of(builder, given)
     first = next((key for key, option in known.items() if option.positional), None)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparring.core.model_state import aligned, attack_mode, private_rng
+from sparring.core.model_state import ModelFailure, aligned, attack_mode, private_rng
 from sparring.core.objectives import cross_entropy, margin
 from sparring.core.types import Inputs, Model, device_of, map_inputs, plain, size, take
 from sparring.results.findings import Finding
@@ -79,6 +79,8 @@ def _run(model: Model, x: Inputs, threat: ThreatModel, z: Tensor | None = None) 
     given = f"{tuple(seen.shape)} {seen.dtype}" if isinstance(seen, Tensor) else type(seen).__name__
     try:
         out = model(seen)
+    except ModelFailure as error:
+        raise PreflightError(str(error)) from error.__cause__
     except Exception as error:
         raise PreflightError(f"the model fails on inputs {given}: {type(error).__name__}: {error}") from error
     return check_output(out, size(x))

@@ -25,6 +25,8 @@ def check_kind(x: Any) -> None:
     if not isinstance(x, (Tensor, Mapping)):
         hint = ": torch.as_tensor(x)" if hasattr(x, "__array__") else ""
         raise PreflightError(f"inputs are a {type(x).__name__}; expected a tensor (B, *X), or named tensors{hint}")
+    if isinstance(x, Tensor) and x.layout != torch.strided:
+        raise PreflightError(f"inputs are {x.layout}; expected a dense tensor (B, *X): x.to_dense()")
     if isinstance(x, Tensor) and x.ndim < 2:
         raise PreflightError(f"inputs are {tuple(x.shape)}; expected a batch (B, *X): x[None] makes one of one example")
 
@@ -141,6 +143,6 @@ def pair_of(batch: Any) -> tuple[Inputs, Tensor]:
             f"{got}: {'[(x, y)] is one batch' if isinstance(batch, Tensor) else hint}"
         )
     check_kind(pair[0])
-    if not isinstance(pair[1], Tensor):
+    if not isinstance(pair[1], Tensor) or pair[1].ndim == 0:
         check_labels(pair[1], size(pair[0]))
     return pair

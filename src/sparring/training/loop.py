@@ -73,8 +73,7 @@ def train(
     >>> len(result.history)
     2
     """
-    if machine:
-        machine.place(model)
+    _made_ready(model, num_epochs, machine)
     state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None)
     state.memory, replays = field_of(recipe, "memory", {}), field_of(recipe, "replays", 1)
     state.memory.clear()
@@ -138,8 +137,20 @@ def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
             group["lr"] = rate
 
 
+def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> None:
+    """The model on its device. TypeError for what cannot learn, ValueError for no number of epochs."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module, whose weights can learn")
+    if not isinstance(num_epochs, int) or num_epochs < 0:
+        raise ValueError(f"num_epochs must be a whole number, at least 1; got {num_epochs!r}")
+    if machine:
+        machine.place(model)
+
+
 def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int) -> None:
     """One step of the optimizer. Nothing here waits for the device."""
+    if not size(x):
+        raise ValueError(f"batch {state.batch + 1} of epoch {state.epoch + 1} is empty: nothing can be learned from it")
     rows = torch.arange(state.seen, state.seen + size(x))
     noise = Noise.make(seed, f"train/{state.epoch}", rows).to(device_of(x))
     try:

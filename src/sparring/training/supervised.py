@@ -35,6 +35,8 @@ class Supervised:
     """How often it was called, which `at` and `take` hand on."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.label_smoothing, int | float) or not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), mostly 0 to 0.2; got {self.label_smoothing!r}")
         if self.class_weights is not None:
             weights = tuple(float(weight) for weight in self.class_weights)
             if not weights or not all(0 < weight < math.inf for weight in weights):
