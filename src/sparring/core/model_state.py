@@ -31,7 +31,7 @@ def class_logits(out: Any) -> Tensor:
     return torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1) if one else logits
 
 
-class ModelFailure(ValueError):
+class ModelFailure(ValueError, RuntimeError):
     """The model itself raised an error, which is the cause of this one."""
 
 
