@@ -78,9 +78,8 @@ def _votes(model: Model, x: Tensor, num: int, sigma: float, noise: Noise, batch_
         copies = x[:, None] + sigma * noise.normal((count, *x.shape[1:]), draw).to(x)
         logits = torch.cat([model(part) for part in copies.flatten(0, 1).split(batch_size)])
         if logits.ndim != 2 or len(logits) != len(x) * count:
-            raise ValueError(
-                f"the model returned shape {tuple(logits.shape)} for {len(x) * count} inputs; smoothing needs logits (B, K)"
-            )
+            shape = f"shape {tuple(logits.shape)} for {len(x) * count} inputs"
+            raise ValueError(f"the model returned {shape}; smoothing needs logits (B, K)")
         num_classes = logits.shape[1]
         choice = torch.where(logits.isfinite().all(1), logits.argmax(1), num_classes).view(len(x), count)
         blocks.append(nn.functional.one_hot(choice, num_classes + 1).sum(1))
