@@ -50,6 +50,19 @@ HOSTILE = [
     "-" * 1500 + "1 <= a", "(" * 100 + "a" + ")" * 100 + " <= b", "(" * 55 + "a <= b", "-" * 61 + "a <= b",
     "a" + " + a" * 70 + " <= b", "a <= " + "9" * 3000, "a <= " + "9" * 1500, "max(a" + ", a" * 20 + ") <= b",
     "a \uff0b b <= c",
+    *(f"{name}(a) <= b" for name in (
+        "abs", "all", "any", "ascii", "bin", "bool", "breakpoint", "bytes", "callable", "chr", "classmethod", "compile",
+        "complex", "delattr", "dict", "dir", "divmod", "enumerate", "filter", "float", "format", "frozenset", "globals",
+        "hasattr", "hash", "help", "hex", "id", "input", "int", "iter", "len", "list", "locals", "map", "memoryview",
+        "next", "object", "oct", "ord", "pow", "property", "range", "repr", "reversed", "round", "set", "slice",
+        "sorted", "str", "sum", "super", "tuple", "type", "vars", "zip", "__build_class__", "torch", "np", "sin", "log",
+        "Max", "MIN", "where_", "is_not", "os.system", "a.b", "(a)", "max(a, b)", "lambda", "exit", "quit",
+    )),
+    "del a", "pass", "return a", "raise a", "global a", "assert a <= b", "a <= b if a else c", "for a in b: c",
+    "while a: b", "def f(): a", "class A: a", "with a as b: c", "try: a", "from os import system", "a: int = b",
+    "a += b", "a <<= b", "a -> b", "a ?= b", "a <= b, c", "*a <= b", "a <= *b", "**a", "a <= (yield)", "a <= [b]",
+    "a <= {b: c}", "if a <= b then", "if a <= b else c <= a", "if a <= b then if b <= c then c <= a", "a <= 0b2",
+    "a <= 1_", "a <= 0777", "a <= 1e", "a <= .", "a <= 1.2.3", "a <= --", "a < = b", "a => b", "a =< b", "a <> b",
 ]  # fmt: skip
 
 
@@ -61,7 +74,7 @@ def test_hostile_and_malformed_rules_are_clear_errors(text: str) -> None:
 
 
 def test_there_are_enough_of_them_and_what_looks_alike_is_read() -> None:
-    assert len({*HOSTILE}) == len(HOSTILE) >= 100
+    assert len({*HOSTILE}) == len(HOSTILE) >= 200
     for text in ("a <= b", "-a <= -1e15", "if a > 0 then b >= 2 and c < 1 or a <= 3", "{Flow Bytes/s} = max(a, {if})",
                  "c = where(is(flag, \"S0\") > 0, whole(a / b), 1_0)", "is(flag,'SF') < 1"):  # fmt: skip
         rule(text)
