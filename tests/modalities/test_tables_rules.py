@@ -61,7 +61,7 @@ HOSTILE = [
     "del a", "pass", "return a", "raise a", "global a", "assert a <= b", "a <= b if a else c", "for a in b: c",
     "while a: b", "def f(): a", "class A: a", "with a as b: c", "try: a", "from os import system", "a: int = b",
     "a += b", "a <<= b", "a -> b", "a ?= b", "a <= b, c", "*a <= b", "a <= *b", "**a", "a <= (yield)", "a <= [b]",
-    "a <= {b: c}", "if a <= b then", "if a <= b else c <= a", "if a <= b then if b <= c then c <= a", "a <= 0b2",
+    "a <= {b: c}", "if a <= b else c <= a", "if a <= b then if b <= c then c <= a", "a <= 0b2",
     "a <= 1_", "a <= 0777", "a <= 1e", "a <= .", "a <= 1.2.3", "a <= --", "a < = b", "a => b", "a =< b", "a <> b",
 ]  # fmt: skip
 
