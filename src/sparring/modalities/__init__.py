@@ -56,7 +56,18 @@ def find_data(text: str) -> Loaded:
     spec = parse(text)
     name = spec.value if spec.value and spec.name in MODALITIES else spec.name
     place = Path(name.rpartition(":")[0] if ".py:" in name else name).expanduser()
-    return _read(spec, (place.stat().st_mtime_ns, place.stat().st_size) if place.exists() else None)
+    return _read(spec, _stamp(place))
+
+
+def _stamp(place: Path) -> tuple[int, int] | None:
+    """When a file was changed, and its size; None where there is none. ValueError for what can be no path."""
+    try:
+        there = place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"data {str(place)[:60]!r}: no file or folder can be called so ({error.strerror})") from None
+    return there.st_mtime_ns, there.st_size
 
 
 @functools.lru_cache(maxsize=1)
@@ -106,7 +117,8 @@ def known_data() -> dict[str, str]:
 def _kind_of(path: str, text: str) -> str:
     kinds = [kind for kind in MODALITIES if path in find(kind).known]
     place = Path(path).expanduser()
-    if not kinds and place.exists():
+    there = _stamp(place) is not None
+    if not kinds and there:
         kinds = [kind for kind in MODALITIES if find(kind).reads(place)]
     if len(kinds) == 1:
         return kinds[0]
@@ -114,7 +126,7 @@ def _kind_of(path: str, text: str) -> str:
         forms = " or ".join(f"{kind}:{text}" for kind in kinds)
         raise ValueError(f"data {text!r} fits several kinds of input, which have other attacks; say {forms}")
     expected = f"expected {', '.join(known_data())}, or FILE.py:FUNCTION"
-    if not place.exists():
+    if not there:
         raise FileNotFoundError(f"data {text!r}: there is no such name, folder or file; {expected}")
     forms = "; ".join(f"{name}: {line}" for name, line in known_data().items() if name.isupper() or "." in name)
     what = "folder" if place.is_dir() else f"{place.suffix or 'plain'} file"

@@ -18,7 +18,14 @@ from sparring.adapters.own_data import Part
 from sparring.core.types import take
 from sparring.core.unpacking import read_npz
 from sparring.modalities.base import Dataset
-from sparring.modalities.images.folders import Pictures, class_folders, need, read_class_folders, read_parquet
+from sparring.modalities.images.folders import (
+    Pictures,
+    class_folders,
+    need,
+    parquet_files,
+    read_class_folders,
+    read_parquet,
+)
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -47,7 +54,7 @@ def scale(x: Tensor) -> Tensor:
 
 def reads(path: Path) -> bool:
     """Whether a file or folder looks like images."""
-    return path.suffix == ".npz" or (path.is_dir() and (any(path.rglob("*.parquet")) or class_folders(path)))
+    return path.suffix == ".npz" or (path.is_dir() and (any(parquet_files(path)) or class_folders(path)))
 
 
 def read_images(path: str, *, size: int | None = None, first_label: int = 0) -> Dataset:
@@ -70,7 +77,7 @@ def read_images(path: str, *, size: int | None = None, first_label: int = 0) -> 
         return _pictures(read_parquet(folder), path)
     place = Path(path).expanduser()
     if place.is_dir():
-        named = any(place.rglob("*.parquet"))
+        named = any(parquet_files(place))
         return _pictures(read_parquet(place) if named else read_class_folders(place, size), place.resolve().name)
     if not place.exists():
         raise FileNotFoundError(f"data {path!r}: there is no such name, folder or file; expected {', '.join(KNOWN)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +78,15 @@ def _listed(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     ]
 
 
+def parquet_files(folder: Path) -> Iterator[Path]:
+    """Those in a folder and two levels below it, as the hub lays them out; a whole disk is not searched."""
+    for depth in ("", "*/", "*/*/"):
+        yield from folder.glob(f"{depth}*.parquet")
+
+
 def read_parquet(folder: Path) -> Pictures:
     """The pictures of train-*.parquet and test-*.parquet (or validation-*). Raises ValueError for another layout."""
-    found = sorted(folder.rglob("*.parquet"))
+    found = sorted(parquet_files(folder))
 
     def files_of(split: str) -> list[Path]:
         return [p for p in found if p.stem == split or p.stem.startswith(f"{split}-")]
