@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from command import call
 from sparring.app.train_run import load, resume_run, settings_for, start_run
+from sparring.core.noise import Noise
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,84 @@ def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], words: str, da
 def test_a_generator_has_no_robust_accuracy(run: Path) -> None:
     ended = call("evaluate", str(run))
     assert ended.code == 2 and "makes no classifier" in ended.err and "sparring quality" in ended.err
+
+
+def test_samples_are_those_of_the_generator_with_labels_and_origin(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "extra.npz"
+    ended = call("sample", str(run), "--per-class", "3", "--seed", "4", "--out", str(out))
+    assert ended.code == 0 and "6 images" in ended.out, ended.err
+    with np.load(out, allow_pickle=False) as file:
+        x, y, told = file["x"], file["y"], json.loads(str(file["provenance"]))
+    assert x.dtype == np.uint8 and x.shape == (6, 1, 8, 8) and y.tolist() == [0, 1] * 3 and y.dtype == np.int64
+    assert told["recipe"] == "gan:gamma=0.5" and told["seed"] == 4 and told["labels"] == "condition"
+    noise = Noise.make(4, "sample", torch.arange(6))
+    with torch.no_grad():
+        images = load(run)(noise.normal((32,)), torch.from_numpy(y))
+    assert np.array_equal(x, (images * 255).round().numpy().astype(np.uint8))
+    call("sample", str(run), "--per-class", "3", "--seed", "4", "--out", str(tmp_path / "again.npz"))
+    assert (tmp_path / "again.npz").read_bytes() == out.read_bytes()
+
+
+def test_labels_of_a_classifier_are_its_probabilities(data: str, run: Path, tmp_path: Path) -> None:
+    judge, out = tmp_path / "judge", tmp_path / "soft.npz"
+    asked = ("--threat", "linf:0.01", "--recipe", "standard", "--model", "mlp", "--epochs", "1")
+    assert call("train", "--data", data, *asked, "--out", str(judge)).code == 0
+    assert call("sample", str(run), "-n", "5", "--labels", str(judge), "--out", str(out)).code == 0
+    with np.load(out, allow_pickle=False) as file:
+        y, told = file["y"], json.loads(str(file["provenance"]))
+    assert y.shape == (5, 2) and y.sum(1) == pytest.approx(1, abs=1e-6) and told["labels"] == "judge"
+    ended = call("sample", str(judge), "--out", str(out))
+    assert ended.code == 2 and "holds no generator" in ended.err
+
+
+def test_quality_of_real_images_is_trusted_and_of_noise_shows(data: str, tmp_path: Path) -> None:
+    with np.load(data) as file:
+        real = file["x_train"]
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (260, 8, 8)).astype(np.uint8)
+    found = {}
+    for name, x in (("real", real[:260]), ("noise", noise)):
+        np.savez(tmp_path / f"{name}.npz", x=x)
+        out = tmp_path / name
+        ended = call("quality", data, str(tmp_path / f"{name}.npz"), "--out", str(out))
+        assert ended.code == 0, ended.err
+        found[name] = json.loads((out / "quality.json").read_text(encoding="utf-8"))
+        assert (out / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 2
+    rows = found["real"]["rows"]
+    assert rows["generated"]["nearest_ratio"] == pytest.approx(0, abs=0.01)  # they are the training images
+    assert "copies" in found["real"]["findings"][-1] and found["real"]["verdict"] == "SUSPECT"
+    assert rows["floor"]["coverage"] > 0.93 and rows["noise"]["precision"] < 0.05 and rows["blurred"]["precision"] < 0.8
+    assert rows["repeated"]["coverage"] < 0.4 and rows["repeated"]["nearest_ratio"] < 0.05
+    assert found["noise"]["rows"]["generated"]["coverage"] < 0.1 and found["noise"]["verdict"] == "TRUSTED"
+    assert found["noise"]["extractor"]["sha256"] == found["real"]["extractor"]["sha256"]
+
+
+def test_the_page_on_a_run_shows_what_it_learned(data: str, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "gan"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / "training.json").read_text(encoding="utf-8"))
+    record["rollbacks"] = [{"step": 20, "back_to": 7, "rate_factor": 0.5, "reason": "collapse <b>"}]
+    (copy / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    assert call("quality", data, str(copy)).code == 0
+    page = (copy / "quality" / "report.html").read_text(encoding="utf-8")
+    found = json.loads((copy / "quality" / "quality.json").read_text(encoding="utf-8"))
+    assert found["extractor"]["sha256"][:12] in page
+    assert "At step 20: collapse &lt;b&gt;; back to step 7." in page and "<svg" in page
+    assert page.count("data:image/png;base64,") == 4 and "no Inception FID" in page
+    (copy / "quality" / "report.html").unlink()
+    ended = call("report", str(copy))
+    assert ended.code == 0 and (copy / "quality" / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_what_cannot_be_judged_is_refused(data: str, run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "wide.npz", x=np.full((60, 1, 8, 8), 3.0))
+    np.savez(tmp_path / "other.npz", x=np.zeros((60, 1, 9, 9)))
+    for fake, words in (("wide", "outside [0, 1]"), ("other", "those of halves are (1, 8, 8)"), ("none", "neither")):
+        ended = call("quality", data, str(tmp_path / f"{fake}.npz"), "--out", str(tmp_path / "out"))
+        assert ended.code == 2 and words in ended.err
+    features = tmp_path / "own.py"
+    features.write_text("def embed(x):\n    return x.flatten(1)\n\ndef bad(x):\n    return x\n", encoding="utf-8")
+    asked = ("quality", data, str(run), "--out", str(tmp_path / "out"), "--features")
+    assert call(*asked, f"{features}:embed").code == 0
+    ended = call(*asked, f"{features}:bad")
+    assert ended.code == 2 and "expected finite numbers (N, F)" in ended.err

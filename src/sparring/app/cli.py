@@ -153,9 +153,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help="the page to write")] = None,
 ) -> None:
     """Write the page again from results on disk; several folders make a comparison."""
-    from sparring.report import write_report
+    from sparring.report import quality_folder, write_report
     from sparring.results.read import locate
 
+    if len(folders) == 1 and (found := quality_folder(folders[0])):
+        from sparring.report.generated import write_quality_page
+
+        say(f"report: {write_quality_page(*found, out)}")
+        return
     folder = locate(folders[0]).parent if len(folders) == 1 else Path()
     say(f"report: {write_report(folders, out or folder / 'report.html')}")
 
@@ -179,6 +184,50 @@ def compare_(
     from sparring.app.compare import comparison
 
     typer.echo(comparison(folders, format, say), nl=False)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="a run folder whose recipe was gan")],
+    out: Annotated[Path, typer.Option(help="the .npz to write, for --extra of sparring train")],
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="how many images, of all classes in turn")] = 5000,
+    per_class: Annotated[int | None, typer.Option(min=1, help="instead: so many of each class")] = None,
+    labels: Annotated[Path | None, typer.Option(help="run folder of a classifier, for soft labels")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or averaged")] = "best",
+    seed: Annotated[int, typer.Option(help="of the noise")] = 0,
+) -> None:
+    """Write images of a trained generator, with labels and where they come from."""
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out}: expected a file that ends in .npz")
+    from sparring.app.generate import draw_images, write_sample
+
+    drawn = draw_images(run, per_class or num, per_class=per_class is not None, which=checkpoint, seed=seed)
+    typer.echo(write_sample(drawn, out, labels))
+
+
+@app.command()
+def quality(
+    real: Annotated[str, typer.Argument(help="data set of real images, see 'sparring list data'")],
+    fake: Annotated[Path, typer.Argument(help="a run folder whose recipe was gan, or an .npz of anybody's images, x")],
+    out: Annotated[Path | None, typer.Option(help="folder to write to (default: RUN/quality, or quality)")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=50, help="images of each side, at most")] = 3000,
+    features: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, images -> features (N, F)")] = None,
+    seed: Annotated[int, typer.Option(help="of every random choice")] = 0,
+) -> None:
+    """Measure generated images beside real ones: FID, KID, precision, recall, coverage, copies, with controls."""
+    from sparring.app.generate import judge_quality
+
+    out = out or (fake / "quality" if fake.is_dir() else Path("quality"))
+    found = judge_quality(real, fake, out, num=num, features=features, seed=seed)
+    for sentence in found["findings"]:
+        say(f"suspect: {sentence}")
+    made, floor = found["rows"]["generated"], found["rows"]["floor"]
+    typer.echo(
+        f"{found['fake']}: FID x 1000 {made['fid']:.1f} (real images {floor['fid']:.1f}), "
+        f"coverage {made['coverage']:.2f} ({floor['coverage']:.2f}), precision {made['precision']:.2f} ({floor['precision']:.2f}), n = {found['n']}, "
+        f"features of a {found['extractor']['name']}, not Inception's: {found['verdict']}"
+    )
+    say(f"report: {out / 'report.html'}")
 
 
 @app.command(name="list")

@@ -140,5 +140,24 @@ def margin_histogram(left: Sequence[float], series: int, name: str) -> Markup:
         return _svg(figure, f"Histogram for {name}: how much of its clean margin each standing example has left.")
 
 
+def quality_curves(history: Sequence[Mapping[str, Any]], rollbacks: Sequence[Mapping[str, Any]]) -> Markup:
+    """FID above, coverage below, over the steps; the floors dashed, rollbacks as vertical lines."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "quality"}):
+        figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+        step = [_number(line.get("step")) for line in history]
+        for axes, key, title in zip(
+            figure.subplots(2, 1, sharex=True), ("fid", "coverage"), ("FID x 1000", "coverage"), strict=True
+        ):
+            value, floor = ([_number(line.get(name)) for line in history] for name in (key, f"floor_{key}"))
+            axes.plot(step, value, color=_SERIES[0], marker="o" if len(history) < 25 else "")
+            axes.plot(step, floor, color=_INK, linewidth=1, linestyle=_DASHES[1])
+            for rollback in rollbacks:
+                axes.axvline(_number(rollback.get("step")), color=_SERIES[1], linewidth=1, linestyle=_DASHES[2])
+            axes.set_title(title)
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        return _svg(figure, "FID and coverage after each epoch, with those of real images as a dashed line.")
+
+
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")

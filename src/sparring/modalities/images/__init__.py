@@ -6,8 +6,10 @@ from sparring.modalities.base import Modality
 from sparring.modalities.images.augment import crop_and_flip as crop_and_flip
 from sparring.modalities.images.data import KNOWN, collect_images, read_images, reads
 from sparring.modalities.images.data import scale as scale
+from sparring.modalities.images.files import picture_grid as picture_grid
 from sparring.modalities.images.files import write_pngs
 from sparring.modalities.images.generate import gan as gan
+from sparring.modalities.images.generate import prepared as prepared
 from sparring.modalities.images.models import MODELS as MODELS
 from sparring.modalities.images.models import build as build
 from sparring.modalities.images.models import cnn_mnist as cnn_mnist
