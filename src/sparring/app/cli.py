@@ -40,6 +40,8 @@ def main() -> None:
         if debug:
             raise
         text = getattr(error, "format_message", error.__str__)() or type(error).__name__
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            text = f"{str(error.filename)[:80]}: the file system refuses it ({error.strerror}); name another path"
         say(f"error: {' '.join(text.split())}")
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
@@ -186,8 +188,8 @@ def compare_(
     typer.echo(comparison(folders, format, say), nl=False)
 
 
-@app.command()
-def sample(
+@app.command(name="sample")
+def sample_(
     run: Annotated[Path, typer.Argument(help="a run folder whose recipe was gan")],
     out: Annotated[Path, typer.Option(help="the .npz to write, for --extra of sparring train")],
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="how many images, of all classes in turn")] = 5000,
@@ -224,7 +226,8 @@ def quality(
     made, floor = found["rows"]["generated"], found["rows"]["floor"]
     typer.echo(
         f"{found['fake']}: FID x 1000 {made['fid']:.1f} (real images {floor['fid']:.1f}), "
-        f"coverage {made['coverage']:.2f} ({floor['coverage']:.2f}), precision {made['precision']:.2f} ({floor['precision']:.2f}), n = {found['n']}, "
+        f"coverage {made['coverage']:.2f} ({floor['coverage']:.2f}), "
+        f"precision {made['precision']:.2f} ({floor['precision']:.2f}), n = {found['n']}, "
         f"features of a {found['extractor']['name']}, not Inception's: {found['verdict']}"
     )
     say(f"report: {out / 'report.html'}")

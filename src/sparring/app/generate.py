@@ -18,7 +18,6 @@ from sparring.core.noise import Noise
 from sparring.core.registry import function_from_file
 from sparring.core.types import logits_of
 from sparring.modalities import find_data
-from sparring.modalities.images import picture_grid, prepared
 from sparring.quality.features import Extractor, extractor_of, kept_features
 from sparring.quality.judge import judge_with_controls
 from sparring.report.generated import write_quality_page
@@ -89,7 +88,10 @@ def judge_quality(
     FILE.py:FUNCTION, images (B, C, H, W) -> (B, F), in place of a classifier that is trained on the training images;
     a run brings its own. ValueError, FileNotFoundError for what cannot be judged.
     """
-    data = find_data(real).data
+    data, modality, _ = find_data(real)
+    if "prepared" not in modality.tools:
+        raise ValueError(f"{real}: quality is measured of images, and this kind of input is {modality.name}")
+    prepared, picture_grid = modality.tools["prepared"], modality.tools["picture_grid"]
     x_train, x_test = prepared(data, data.x_train), prepared(data, data.x_test)
     is_run = fake.is_dir()
     images, origin = _fakes(fake, min(num, len(x_test)), seed)

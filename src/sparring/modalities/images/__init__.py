@@ -6,10 +6,8 @@ from sparring.modalities.base import Modality
 from sparring.modalities.images.augment import crop_and_flip as crop_and_flip
 from sparring.modalities.images.data import KNOWN, collect_images, read_images, reads
 from sparring.modalities.images.data import scale as scale
-from sparring.modalities.images.files import picture_grid as picture_grid
-from sparring.modalities.images.files import write_pngs
-from sparring.modalities.images.generate import gan as gan
-from sparring.modalities.images.generate import prepared as prepared
+from sparring.modalities.images.files import picture_grid, write_pngs
+from sparring.modalities.images.generate import gan, prepared
 from sparring.modalities.images.models import MODELS as MODELS
 from sparring.modalities.images.models import build as build
 from sparring.modalities.images.models import cnn_mnist as cnn_mnist
@@ -24,4 +22,5 @@ from sparring.modalities.images.show import show
 MODALITY = Modality(
     name="images", load=read_images, known=KNOWN, reads=reads, presets=presets, models=MODELS, recipes={"gan": gan},
     augment=crop_and_flip, certify=find_interval_bound, show=show, write=write_pngs, collect=collect_images,
+    tools={"prepared": prepared, "picture_grid": picture_grid},
 )  # fmt: skip
