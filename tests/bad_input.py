@@ -185,7 +185,7 @@ def shop(folder: Path) -> None:
     (folder / "results" / "results.json").write_text('{"schema": "sparring.results/2"}')
 
 
-ANY = ["", " ", "\0", "-", "--", "ä", "🙂", "a b", "../..", "/", "~", "nan", "inf", "-1", "1e400", "0x10", "%s", "{x}",
+ANY = ["", " ", "\0", "-", "ä", "🙂", "a b", "../..", "/", "~", "nan", "inf", "-1", "1e400", "0x10", "%s", "{x}",
        "a" * 300, "'", '"', ",", ":", "=", ":=,", "text.txt", "empty", "half", "nowhere", "good.npz:x", "\n"]  # fmt: skip
 NUMBERS = ["-1", "x", "", "1.5", "nan", "1e9", "99999999999999999999", "--", "0x1", "1,000", "½"]  # fmt: skip
 BAD: dict[str, list[str]] = {
@@ -240,7 +240,8 @@ def bad_commands(draw: Any) -> tuple[str, ...]:
     option = draw(st.sampled_from(spoils))
     letters = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
     nonsense = letters.filter(lambda text: not text.startswith("-")).map(lambda text: "?" + text)
-    value = draw(st.sampled_from(BAD[option]) | nonsense) if option in BAD else draw(nonsense)
+    listed = st.sampled_from(BAD[option]) if option in BAD else nonsense
+    value = draw(listed if option == "--out" else listed | nonsense)  # any name will do for a folder to write
     rest = [word if word != "FOLDER" else "nowhere" for word in words]
     if option == "FOLDER":
         return (

@@ -29,8 +29,9 @@ def chosen(
             raise ValueError("a run folder has its own model and weights; to measure others leave the folder out")
         config = read_config(run)
         trusted(config, run, given, "data", "threat")
-        return from_run(run, checkpoint or "best", model), {"data": config.data, "threat": config.threat, **given}
-    if not (model and given.get("data") and given.get("threat")) or checkpoint:
+        which = "best" if checkpoint is None else checkpoint
+        return from_run(run, which, model), {"data": config.data, "threat": config.threat, **given}
+    if not (model and given.get("data") and given.get("threat")) or checkpoint is not None:
         raise ValueError(
             f"give a run folder, or --model FILE.py:FUNCTION (with --weights), --data, --threat{needs}; "
             "--checkpoint is for run folders"
