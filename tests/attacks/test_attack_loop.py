@@ -601,9 +601,7 @@ def test_the_loop_never_waits_for_the_device(
 ) -> None:
     threats = (Linf(0.1), L2(torch.tensor([0.1, 0.2, 0.3]), mask=MASK))
     attacks, found, noise = [ATTACKS[name](threat) for threat in threats], [], stream(3)
-    # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations freeze the model, and
-    # their labels are looked at on the CPU alone, too
-    monkeypatch.setattr("sparring.attacks.starts.check_labels", lambda *args, **options: None)
+    # a direct call looks at the inputs first, where they lie on the CPU; recipes and evaluations freeze the model
     with nothing_waits(monkeypatch):
         for attack in attacks:
             found.append(attack(Frozen(network), images, LABELS, noise=noise))

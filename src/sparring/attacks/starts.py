@@ -51,18 +51,18 @@ def crafting(
     seen: list[int] = []
 
     def first_look(logits: Tensor) -> None:
-        check_logits(class_logits(logits), num)
-        if direct and labels:
-            check_one_logit(logits)
-        num_classes = class_logits(logits).shape[1]
+        by_class = class_logits(logits)
+        check_logits(by_class, num)
+        num_classes = by_class.shape[1]
         seen.append(num_classes)
+        if labels and direct:
+            check_one_logit(logits)
+            check_labels(target, num, num_classes)
         if not labels and num_classes % target.shape[1]:  # where looks are averaged, several stand side by side
             raise ValueError(
                 f"target has {target.shape[1]} probabilities for each example and the model {num_classes} classes; "
                 "expected one for each class"
             )
-        if labels and direct:
-            check_labels(target, num, num_classes)
 
     noise = (noise or Noise.make(0, "attack", torch.arange(num))).to(device)
     with attack_mode(model) as frozen, private_rng(noise.seed, device), torch.inference_mode(False):
