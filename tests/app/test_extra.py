@@ -70,7 +70,7 @@ def test_killed_with_extra_examples_it_ends_in_the_same_bits(tmp_path: Path, lab
     ("arrays", "sentence"),
     [
         ({"x": pixels()}, r"has no labels: expected y beside x, class numbers \(N,\) or probabilities \(N, 10\)"),
-        ({"y": hard()}, "expected arrays x and y, found y"),
+        ({"y": hard()}, "expected examples x, found y"),
         ({"x": pixels(), "y": hard(39)}, "x has 40 examples and y 39 labels"),
         ({"x": pixels(), "y": hard() + 5}, "expected class numbers.* from 0 to 9"),
         ({"x": pixels(), "y": soft() * 2}, "rows of 10 probabilities with the sum 1"),

@@ -13,7 +13,7 @@ class KerasClassifier(nn.Module):
     """A Keras model as a classifier of PyTorch's habits: inputs -> logits (B, K).
 
     The logits are those before the last softmax or sigmoid, which Keras keeps beside its result. Dropout and BatchNorm
-    follow `train()` and `eval()`, which Keras itself does not heed. channels_first: inputs are (B, C, H, W), and the
+    follow the mode of the module, which Keras itself does not heed. channels_first: inputs are (B, C, H, W), and the
     model takes (B, H, W, C), as Keras' convolutions do unless told otherwise. Its weights stay the model's own. Raises
     TypeError for what is no Keras model on the torch backend, ValueError for one that has no weights yet.
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.core.layers import Normalize
+from sparring.core.model_state import class_logits
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU
@@ -52,7 +53,7 @@ class TwoOfOne(nn.Module):
     """The logit s (B, 1) of the second of two classes -> [0, s] (B, 2)."""
 
     def forward(self, s: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(s), s], 1)
+        return class_logits(s)
 
 
 def _linear(weights: Any, bias: Any) -> nn.Linear:

@@ -29,9 +29,7 @@ def read_extra(path: Path, data: Dataset, threat: Any) -> Extra:
     x: uint8 or floats, in the form of the data (N, C, H, W); images also (N, H, W) and (N, H, W, C). `provenance`, a
     string of JSON, is handed on. Raises FileNotFoundError, and ValueError for what does not fit, labels above all.
     """
-    arrays = _arrays(path)
-    if "x" not in arrays:
-        raise ValueError(f"{path}: expected arrays x and y, found {', '.join(arrays) or 'none'}")
+    arrays, provenance = read_examples(path)
     if "y" not in arrays:
         raise ValueError(
             f"{path} has no labels: expected y beside x, class numbers (N,) or probabilities (N, {data.num_classes}). "
@@ -44,25 +42,38 @@ def read_extra(path: Path, data: Dataset, threat: Any) -> Extra:
         raise ValueError(f"{path}: x has {len(x)} examples and y {len(y)} labels; expected one each, and some")
     for rows in torch.arange(len(y)).split(1000):
         check_inputs(data.prepare(x[rows]) if data.prepare else x[rows], threat)
-    told = arrays.get("provenance")
-    return Extra(x, y, None if told is None else _json(str(told)))
+    return Extra(x, y, provenance)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_examples(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays x and, where it is there, y of an .npz; and what its `provenance` tells, JSON or a text, or None.
+
+    Raises FileNotFoundError, and ValueError for what is no such file.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"extra examples: there is no file {path}")
+        raise FileNotFoundError(f"examples: there is no file {path}")
     try:
-        return {key: array for key, array in read_npz(path).items() if key in ("x", "y", "provenance")}
+        arrays = read_npz(path)
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
+    if "x" not in arrays:
+        raise ValueError(f"{path}: expected examples x, found {', '.join(arrays) or 'nothing'}")
+    told = arrays.get("provenance")
+    return {key: arrays[key] for key in ("x", "y") if key in arrays}, None if told is None else _json(str(told))
+
+
+def channels_first(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images (N, H, W) or (N, H, W, C) as (N, C, H, W), where each becomes of this shape so; others as they are."""
+    if x.ndim == len(shape) and shape[0] == 1:
+        return x[:, None]
+    if x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape != x.shape[1:]:
+        return x.transpose(0, 3, 1, 2)
+    return x
 
 
 def _inputs(x: np.ndarray, data: Dataset, path: Path) -> Tensor:
     shape = tuple(data.shape)
-    if x.ndim == len(shape) and shape[0] == 1:
-        x = x[:, None]
-    elif x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape != x.shape[1:]:
-        x = x.transpose(0, 3, 1, 2)
+    x = channels_first(x, shape)
     if x.shape[1:] != shape or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
         raise ValueError(
             f"{path}: x is {x.dtype} and one of it {tuple(x.shape[1:])}; those of {data.name} are {shape}, in uint8 or "

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from sparring.app import train_run as runs
+from sparring.app.extra import channels_first, read_examples
 from sparring.core.files import write_atomically, write_json
 from sparring.core.noise import Noise
 from sparring.core.registry import function_from_file
 from sparring.core.types import logits_of
 from sparring.modalities import find_data
+from sparring.modalities.base import Dataset
 from sparring.quality.features import Extractor, extractor_of, kept_features
 from sparring.quality.judge import judge_with_controls
 from sparring.report.generated import write_quality_page
@@ -94,10 +96,7 @@ def judge_quality(
     prepared, picture_grid = modality.tools["prepared"], modality.tools["picture_grid"]
     x_train, x_test = prepared(data, data.x_train), prepared(data, data.x_test)
     is_run = fake.is_dir()
-    images, origin = _fakes(fake, min(num, len(x_test)), seed)
-    if images.shape[1:] != x_train.shape[1:]:
-        shapes = tuple(images.shape[1:]), tuple(x_train.shape[1:])
-        raise ValueError(f"{fake}: images {shapes[0]}; those of {data.name} are {shapes[1]}")
+    images, origin = _fakes(fake, data, min(num, len(x_test)), seed)
     if features:
         extractor = _own_extractor(features)
     else:
@@ -116,28 +115,27 @@ def judge_quality(
     return found
 
 
-def _fakes(fake: Path, num: int, seed: int) -> tuple[Tensor, Any]:
-    """Images in [0, 1], and where they come from as far as it is told."""
+def _fakes(fake: Path, data: Dataset, num: int, seed: int) -> tuple[Tensor, Any]:
+    """Images in [0, 1] of the shape of the real ones, and where they come from as far as it is told."""
+    shape = tuple(data.shape)
     if fake.is_dir():
         drawn = draw_images(fake, num, seed=seed)
+        if drawn.x.shape[1:] != shape:
+            raise ValueError(f"{fake} makes images {tuple(drawn.x.shape[1:])}; those of {data.name} are {shape}")
         return drawn.x, drawn.origin
-    if fake.suffix != ".npz" or not fake.is_file():
+    if not fake.is_file():
         raise FileNotFoundError(f"{fake} is neither a run folder nor an .npz file with an array x")
-    try:
-        with np.load(fake, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in ("x", "provenance")}
-    except Exception as error:  # numpy and zipfile raise several kinds for a broken file
-        raise ValueError(f"{fake}: cannot be read as .npz of plain arrays ({error})") from error
-    x = arrays.get("x")
-    if x is None or x.ndim not in (3, 4) or not (x.dtype == np.uint8 or x.dtype.kind == "f") or not len(x):
-        held = "no x" if x is None else f"x {x.dtype} {x.shape}"
-        raise ValueError(f"{fake} has {held}; expected x, uint8 or floats in [0, 1], (N, C, H, W) or (N, H, W, C)")
-    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2) if x.shape[3] in (1, 3) and x.shape[1] > 4 else x
+    arrays, told = read_examples(fake)
+    x = channels_first(arrays["x"], shape)
+    if x.shape[1:] != shape or not (x.dtype == np.uint8 or x.dtype.kind == "f") or not len(x):
+        raise ValueError(
+            f"{fake}: x is {x.dtype} {x.shape}; expected images, uint8 or floats in [0, 1]; those of {data.name} are "
+            f"{shape}"
+        )
     images = torch.from_numpy(np.ascontiguousarray(x)).float() / (255 if x.dtype == np.uint8 else 1)
     if not (images.isfinite().all() and 0 <= float(images.min()) <= float(images.max()) <= 1):
         raise ValueError(f"{fake}: x holds values outside [0, 1]; FID would measure the scale. Bring them to [0, 1]")
-    told = arrays.get("provenance")
-    return images, None if told is None else json.loads(str(told))
+    return images, told
 
 
 def _own_extractor(text: str) -> Extractor:
