@@ -283,10 +283,14 @@ def _worst(
 def _merge(worst: AttackResult, again: AttackResult, rows: Tensor) -> AttackResult:
     """`worst` with those of `rows` replaced where `again` did better."""
     assert worst.loss is not None and again.loss is not None and again.reached is not None
-    better = again.reached | (again.loss > worst.loss[rows]) | worst.loss[rows].isnan()
+    return merged(worst, again, rows, again.reached | (again.loss > worst.loss[rows]) | worst.loss[rows].isnan())
+
+
+def merged(one: AttackResult, other: AttackResult, rows: Tensor, better: Tensor) -> AttackResult:
+    """`one` with those of `rows` (b,) replaced by `other` (of these rows) where it is `better` (b,); both cost."""
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_copy(0, rows, torch.where(per_example(better, new), new, old[rows]))
 
-    fields = {name: put(getattr(worst, name), getattr(again, name)) for name in ("z", "size", "loss", "reached")}
-    return AttackResult(map_inputs(put, worst.x_adv, again.x_adv), cost=worst.cost.plus(again.cost), **fields)
+    fields = {name: put(getattr(one, name), getattr(other, name)) for name in ("z", "size", "loss", "reached")}
+    return AttackResult(map_inputs(put, one.x_adv, other.x_adv), cost=one.cost.plus(other.cost), **fields)

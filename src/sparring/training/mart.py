@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,22 +13,17 @@ from sparring.attacks.steps import Ascent
 from sparring.core.model_state import CraftMode
 from sparring.core.types import Inputs, Model, labels_of
 from sparring.threats.base import ThreatModel
-from sparring.training.recipes import Crafting, TrainOn
+from sparring.training.recipes import Disagreeing, TrainOn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mart(Crafting):
+class Mart(Disagreeing):
     """cross_entropy(q, y) - log(1 - max_{k != y} q_k) + beta * mean (1 - p_y) KL(p || q), p clean and q attacked.
 
     p = softmax model(x), q = softmax model(x_adv); gradients through both, the weight 1 - p_y included.
     """
 
     beta: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta, the price of the disagreement, must be at least 0 and finite; got {self.beta}")
 
     def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         own = labels_of(y)[:, None]

@@ -131,11 +131,8 @@ class Mixed(Crafting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trades(Crafting):
-    """cross_entropy(model(x), y) + beta * mean KL(softmax model(x) || softmax model(x_adv)), gradients through both.
-
-    x_adv climbs the same KL, from a tiny normal start, since the KL is flat at x itself.
-    """
+class Disagreeing(Crafting):
+    """What recipes share whose loss adds `beta` times how far clean and attacked predictions disagree."""
 
     beta: float = 6.0
 
@@ -143,6 +140,14 @@ class Trades(Crafting):
         super().__post_init__()
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta, the price of the disagreement, must be at least 0 and finite; got {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trades(Disagreeing):
+    """cross_entropy(model(x), y) + beta * mean KL(softmax model(x) || softmax model(x_adv)), gradients through both.
+
+    x_adv climbs the same KL, from a tiny normal start, since the KL is flat at x itself.
+    """
 
     def _target(self, model: Model, x: Inputs, y: Tensor) -> Tensor:
         """The predictions on x; labels play no part."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sparring.attacks.around import merged
 from sparring.attacks.loop import Attack
 from sparring.attacks.steps import Ascent
-from sparring.core.geometry import per_example
 from sparring.core.model_state import CraftMode
 from sparring.core.noise import Noise
 from sparring.core.registry import parse_list
@@ -21,7 +21,7 @@ from sparring.training.recipes import Crafting
 
 
 @dataclass(frozen=True)
-class WorstThreat:
+class WorstOf:
     """The result with the highest loss among several attacks, example by example.
 
     Each attack must look at what it returns (no keep="last"), and all must change the input alike, so that a z (B, *Z)
@@ -35,40 +35,30 @@ class WorstThreat:
     def threat(self) -> ThreatModel:
         return self.attacks[0].threat
 
-    def take(self, index: Tensor) -> WorstThreat:
+    def take(self, index: Tensor) -> WorstOf:
         """The same for some of the examples."""
-        return WorstThreat(tuple(take(attack, index) for attack in self.attacks))
+        return WorstOf(tuple(take(attack, index) for attack in self.attacks))
 
-    def scaled(self, factor: float) -> WorstThreat:
+    def scaled(self, factor: float) -> WorstOf:
         """With every radius times `factor`."""
-        return WorstThreat(tuple(replace(attack, threat=attack.threat.at(factor)) for attack in self.attacks))
+        return WorstOf(tuple(replace(attack, threat=attack.threat.at(factor)) for attack in self.attacks))
 
     def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
-        worst = self.attacks[0](model, x, target, noise=noise)
+        worst, rows = self.attacks[0](model, x, target, noise=noise), torch.arange(size(x), device=target.device)
         for attack in self.attacks[1:]:
-            worst = _worse(worst, attack(model, x, target, noise=noise))
+            found = attack(model, x, target, noise=noise)
+            assert worst.loss is not None and found.loss is not None
+            worst = merged(worst, found, rows, found.loss > worst.loss)
         return worst
 
 
-def _worse(one: AttackResult, other: AttackResult) -> AttackResult:
-    """Per example that with the higher loss."""
-    assert one.loss is not None and other.loss is not None
-    higher = other.loss > one.loss
-
-    def pick(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(per_example(higher, new), new, old)
-
-    fields = {name: pick(getattr(one, name), getattr(other, name)) for name in ("z", "size", "loss", "reached")}
-    return AttackResult(map_inputs(pick, one.x_adv, other.x_adv), cost=one.cost.plus(other.cost), **fields)
-
-
 @dataclass(frozen=True, kw_only=True)
-class MeanThreat(Crafting):
-    """The mean over several attacks of the cross-entropy on what each finds; `attack` is a `WorstThreat` of them."""
+class MeanOfThreats(Crafting):
+    """The mean over several attacks of the cross-entropy on what each finds; `attack` is a `WorstOf` of them."""
 
     def craft(self, model: Model, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Inputs:
         """The attacked batches one below the other: (num * B, *X)."""
-        assert isinstance(self.attack, WorstThreat)
+        assert isinstance(self.attack, WorstOf)
         noise = Noise.from_torch(size(x)) if noise is None else noise
         found = [replace(self, attack=one)._one(model, x, y, noise) for one in self.attack.attacks]
         return map_inputs(lambda *parts: torch.cat(parts), *found)
@@ -96,6 +86,6 @@ def multi_norm(
     if len({type(one) for one in threats}) == 1 and len({one.radius for one in threats}) == 1:
         raise ValueError(f"multi-norm: {others!r} adds nothing to {threat.text()}")
     made = [Attack(threat=one, rule=Ascent(step), num_steps=num_steps, keep="highest_loss") for one in threats]
-    attack = WorstThreat(tuple(made))
+    attack = WorstOf(tuple(made))
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "craft_mode": craft_mode}
-    return MeanThreat(attack=attack, **options) if how == "mean" else Crafting(attack=attack, **options)
+    return MeanOfThreats(attack=attack, **options) if how == "mean" else Crafting(attack=attack, **options)
