@@ -27,11 +27,8 @@ def attack_(
 
     An .npz with x, x_adv, y, index, prediction_before, prediction_after, confidence_before, confidence_after, size.
     """
-    if out.suffix not in (".npz", ".csv", ".jsonl") or out.is_dir():
-        raise ValueError(
-            f"--out {out}: expected a file that ends in .npz, which holds every input exactly (tables also .csv, texts "
-            "also .jsonl)"
-        )
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; expected a file to write, such as {out / 'adversarial.npz'}")
     if png and png.is_dir() and any(png.iterdir()):
         raise ValueError(f"--png {png} is not empty; its pictures could be mixed with others: choose another folder")
     subject, given = chosen(run, model, weights, checkpoint, given, "")

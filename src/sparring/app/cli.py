@@ -92,12 +92,12 @@ def train_(
 ) -> None:
     """Train a robust model into a run folder."""
     from sparring.adapters.files import runs_a_file
-    from sparring.app.courses import next_step, task_of
+    from sparring.app.tasks import next_step, task_of
     from sparring.app.train_run import read_config
 
     asked = read_settings(config, set_ or [], given)
-    given = {key: asked[key] for key in ("data", "recipe") if asked.get(key)}
-    if not resume and not (asked.get("data") and (asked.get("threat") or task_of(TrainingSettings(**given)))):
+    named = {key: asked[key] for key in ("data", "recipe") if asked.get(key)}
+    if not resume and not (asked.get("data") and (asked.get("threat") or task_of(TrainingSettings(**named)))):
         raise ValueError("--data and --threat are needed, for example --data digits --threat linf:0.2")
     named = {key: asked[key] for key in ("data", "model", "threat", "recipe") if asked.get(key)}
     files = {key: text for key, text in named.items() if runs_a_file(str(text))}
@@ -254,8 +254,8 @@ def list_(
 def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None:
     """Trains or resumes with a progress line; Ctrl-C ends it at the next batch, saved."""
     from sparring.app import train_run as runs
-    from sparring.app.courses import in_words
     from sparring.app.progress import ProgressLine, interrupts, training_note
+    from sparring.app.tasks import best_in_words
 
     with interrupts(say) as interrupted, ProgressLine(out.name) as line:
 
@@ -278,7 +278,7 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
     best = result.history[result.best_epoch]
     say(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
-        + in_words(best)
+        + best_in_words(best)
     )
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sparring.adapters.files import file_and_key, runs_a_file
 from sparring.app import train_run as runs
-from sparring.app.courses import next_step
 from sparring.app.evaluate import evaluate
 from sparring.app.settings import EvaluationSettings
+from sparring.app.tasks import next_step
 from sparring.attacks.plans import Stage
 from sparring.core.batches import draw
 from sparring.core.files import sole_writer

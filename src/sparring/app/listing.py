@@ -27,11 +27,9 @@ def tables() -> dict[str, dict[str, str]]:
     training = {name: about(TrainingSettings, name) for name in TrainingSettings.model_fields if name != "augment"}
     for kind in kinds.values():
         for name, option in kind.augment_options.items():
-            training[name] = (
-                f"{training[name]} and {kind.name}"
-                if name in training
-                else (f"{_option(name, option)}, of {kind.name}")
-            )
+            training[name] = f"{training[name]} and {kind.name}" if name in training else (
+                f"{_option(name, option)}, of {kind.name}"
+            )  # fmt: skip
     return {
         "attacks": _lines({**ATTACKS, **all_of("attacks"), **PLANS, **all_of("plans")}),
         "recipes": _lines({**RECIPES, **all_of("recipes")}),

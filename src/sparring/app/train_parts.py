@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sparring.app.courses import Course, course_of, refuse_for_task
 from sparring.app.extra import Extra, read_extra
 from sparring.app.settings import TrainingSettings
+from sparring.app.tasks import LoopParts, parts_of_task, refuse_for_task
 from sparring.attacks.around import part_of
 from sparring.core.batches import Augment, Batches, draw, hold_out
 from sparring.core.blend import Blended
@@ -107,18 +107,18 @@ def _around(job: Job, recipe: Any) -> Any:
     return recipe if s.awp == 0 else awp(recipe, gamma=s.awp)
 
 
-def make_course(job: Job, model: nn.Module, machine: Machine, out: Path) -> tuple[tuple[Any, Any], Course]:
+def make_parts(job: Job, model: nn.Module, machine: Machine, out: Path) -> tuple[tuple[Any, Any], LoopParts]:
     """(x, y) to train on, and what the loop is given beside: the task's own, or that of a classifier."""
     s, data = job.settings, job.data
     if job.task:
-        return (data.x_train, data.y_train), course_of(job.task, data, model, s, out)
+        return (data.x_train, data.y_train), parts_of_task(job.task, data, model, s, out)
     used, held = split_data(s, data)
     batches = Batches(machine.place(held[0]), machine.place(held[1]), 500, prepare=data.prepare)
     learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
     validate = make_validation(job, model, batches)
-    return used, Course(make_recipe(job), optimizer, validate, score_of(job), make_guard(job, held, machine))
+    return used, LoopParts(make_recipe(job), optimizer, validate, score_of(job), make_guard(job, held, machine))
 
 
 def named_guard(text: str) -> Named | None:

@@ -8,6 +8,7 @@ dicts, usable without Sparring.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +20,9 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from sparring.adapters.files import load_weights, runs_a_file
-from sparring.app.courses import kept_task, seconds_of, task_of
 from sparring.app.settings import GENERAL, TrainingSettings
-from sparring.app.train_parts import Job, make_batches, make_course, prepare
+from sparring.app.tasks import kept_task, task_of
+from sparring.app.train_parts import Job, make_batches, make_parts, prepare
 from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
 from sparring.core.machine import find_machine
 from sparring.core.registry import options_of, parse, text_of
@@ -247,7 +248,7 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
     s, machine = job.settings, find_machine(job.settings.device)
     model = machine.place(job.model)
     assert s.epochs and s.schedule  # `_completed` filled them
-    (x, y), course = make_course(job, model, machine, out)
+    (x, y), parts = make_parts(job, model, machine, out)
     rows = torch.arange(len(y)).repeat(s.passes or 1)
     x, y = take(x, rows), y[rows]
     batches = make_batches(job, x, y, machine)
@@ -269,9 +270,9 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
         result = train(
-            model, batches, course.recipe, course.optimizer, num_epochs=s.epochs, validate=course.validate,
-            score=course.score, guard=course.guard, schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
-            resume=state, save=keep, observe=watch, seconds=seconds_of(s),
+            model, batches, parts.recipe, parts.optimizer, num_epochs=s.epochs, validate=parts.validate,
+            score=parts.score, guard=parts.guard, schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
+            resume=state, save=keep, observe=watch, seconds=60 * s.minutes if s.minutes else math.inf,
         )  # fmt: skip
     _finish(out, job, result)
     return result

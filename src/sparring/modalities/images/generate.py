@@ -84,11 +84,9 @@ def prepared(data: Dataset, x: Any) -> Tensor:
     """Stored images as (N, C, H, W) in [0, 1]; ValueError for what is no image or lies outside."""
     x = data.prepare(x) if data.prepare else x
     if not isinstance(x, Tensor) or x.ndim != 4 or float(x.min()) < 0 or float(x.max()) > 1:
-        what = (
-            f"{tuple(x.shape[1:])} from {float(x.min()):.3g} to {float(x.max()):.3g}"
-            if isinstance(x, Tensor)
-            else "several"
-        )
+        what = "several"
+        if isinstance(x, Tensor):
+            what = f"{tuple(x.shape[1:])} from {float(x.min()):.3g} to {float(x.max()):.3g}"
         raise ValueError(f"a generator makes images (C, H, W) in [0, 1]; these inputs are {what}")
     return x
 

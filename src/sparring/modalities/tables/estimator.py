@@ -35,7 +35,7 @@ from sparring.training.named import RECIPES
 from sparring.training.schedules import SCHEDULES
 from sparring.training.supervised import Supervised
 
-STEPS_OF_DEFAULT = "mixed:num_steps=5,step=0.4"
+DEFAULT_RECIPE = "mixed:num_steps=5,step=0.4"
 
 
 class RobustClassifier(ClassifierMixin, BaseEstimator):
@@ -59,7 +59,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, threat: Any = None, schema: Any = None, *, recipe: Any = STEPS_OF_DEFAULT, epochs: int = 30,
+        self, threat: Any = None, schema: Any = None, *, recipe: Any = DEFAULT_RECIPE, epochs: int = 30,
         batch_size: int = 64, learning_rate: float = 0.01, hidden: int = 64, class_weight: Any = None,
         random_state: Any = None,
     ) -> None:  # fmt: skip

@@ -1,8 +1,7 @@
-"""What the loop is given for a task that brings all of it, in place of a classifier under a threat."""
+"""Recipes that train something else than a classifier under a threat: what the loop is given then, and what is said."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from sparring.modalities import find, find_data
 from sparring.modalities.base import Dataset, Task
 
 
-class Course(NamedTuple):
+class LoopParts(NamedTuple):
     """Recipe, optimizer, validation and its figure that chooses, guard: what differs between kinds of training."""
 
     recipe: Any
@@ -51,11 +50,11 @@ def kept_task(settings: TrainingSettings, kind: str) -> Task | None:
     return find(kind).task(settings.recipe)
 
 
-def course_of(task: Task, data: Dataset, model: nn.Module, settings: TrainingSettings, out: Path) -> Course:
+def parts_of_task(task: Task, data: Dataset, model: nn.Module, settings: TrainingSettings, out: Path) -> LoopParts:
     """The task's own; all training examples are used, since none chooses a classifier."""
     assert settings.learning_rate
     validate, guard = task.judge(data, (data.x_train, data.y_train), out, settings.seed)
-    return Course(task.recipe, task.optimizer(model, settings.learning_rate), validate, task.score, guard)
+    return LoopParts(task.recipe, task.optimizer(model, settings.learning_rate), validate, task.score, guard)
 
 
 def next_step(settings: TrainingSettings) -> str:
@@ -64,12 +63,7 @@ def next_step(settings: TrainingSettings) -> str:
     return task.advice if task else "sparring evaluate {run}{model}"
 
 
-def seconds_of(settings: TrainingSettings) -> float:
-    """The time that a run may take."""
-    return 60 * settings.minutes if settings.minutes else math.inf
-
-
-def in_words(best: Mapping[str, float]) -> str:
+def best_in_words(best: Mapping[str, float]) -> str:
     """What the validation found at the best epoch."""
     if "clean_accuracy" in best:
         robust = f"{best['robust_accuracy']:.1%} under a light attack"
