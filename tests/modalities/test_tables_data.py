@@ -217,8 +217,10 @@ def test_from_a_file_to_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     page = (tmp_path / "seen" / "report.html").read_text()
     gallery = stored.gallery
     assert gallery is not None and len(gallery["x/rows"])
-    shown = show_rows(stored)
-    assert shown.count("<mark>") == int((gallery["x/rows"] != gallery["x_adv/rows"]).sum()) and shown in page
+    cards = show_rows(stored).cards
+    shown = "".join(cards)
+    assert shown.count("<mark>") == int((gallery["x/rows"] != gallery["x_adv/rows"]).sum())
+    assert len(cards) == len(gallery["index"]) and all(card in page for card in cards)
     assert "Flow Bytes/s" in shown or "<td>n</td>" in shown
     assert "evolve" in call("list", "attacks")[1] and "phishing_urls" in call("list", "data")[1]
 

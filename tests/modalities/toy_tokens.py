@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from markupsafe import Markup
 from torch import Tensor, nn
 
 from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost, Model
 from sparring.evaluation.measure import accuracy_metrics
-from sparring.modalities.base import Dataset, Modality
+from sparring.modalities.base import Dataset, Modality, Shown
 from sparring.results.statistics import wilson
 from sparring.threats import ThreatModel
 
@@ -152,11 +153,12 @@ def metrics(table: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**accuracy_metrics(table), "hard_to_turn": replace(hard, higher_is_better=False)}
 
 
-def show(run: Any) -> str:
+def show(run: Any) -> Shown:
     """The rows before and after."""
     gallery = run.gallery
     pairs = zip(gallery["x/ids"].tolist(), gallery["x_adv/ids"].tolist(), strict=True)
-    return "<ul class='tokens'>" + "".join(f"<li>{before} became {after}</li>" for before, after in pairs) + "</ul>"
+    lines = Markup().join(Markup("<li>{} became {}</li>").format(*pair) for pair in pairs)
+    return Shown(before=Markup("<ul class='tokens'>{}</ul>").format(lines))
 
 
 MODALITY = Modality(

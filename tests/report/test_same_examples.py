@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from pages import CLASSES, right, text_of, write_run
 
 from sparring.app.compare import comparison
+from sparring.modalities.base import Shown
 from sparring.report import write_report
 from sparring.report.examples import fate, nearest_to_falling, side_by_side
 from sparring.results.read import read_evaluation
@@ -40,10 +42,10 @@ def test_there_is_nothing_to_set_side_by_side_for_one_model_or_other_data(tmp_pa
     one = read_evaluation(write_run(tmp_path / "one", "One", right(30, N), right(5, N)))
     data = {**one.results.data.model_dump(), "name": "others"}
     two = read_evaluation(write_run(tmp_path / "two", "Two", right(30, N), right(8, N), data=data))
-    galleries = ['<figure class="card">a</figure>' * 6] * 2
+    galleries = [Shown([Markup('<figure class="card">a</figure>')] * 6)] * 2
     assert side_by_side([one], galleries[:1]) == side_by_side([one, two], galleries) == []
     assert len(side_by_side([one, one], galleries)) == 6
-    assert side_by_side([one, one], ["something else"] * 2) == []  # a kind of input that shows no cards
+    assert side_by_side([one, one], [Shown(before=Markup("something else"))] * 2) == []  # a kind of input that shows no cards
 
 
 def test_every_fate_has_its_words(tmp_path: Path) -> None:

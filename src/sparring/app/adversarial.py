@@ -90,8 +90,8 @@ def craft(
     if suffix not in (there := (".npz", *modality.formats)):
         forms = " or ".join(there)
         raise ValueError(
-            f"{modality.name}: expected a file that ends in {forms}, got {suffix or 'no ending'}; .npz holds all inputs "
-            "exactly"
+            f"{modality.name}: expected a file that ends in {forms}, got {suffix or 'no ending'}; .npz holds all "
+            "inputs exactly"
         )
     if pictures and modality.write is None:
         raise ValueError(f"{modality.name}: this kind of input has no pictures; leave out --png, --out holds them all")

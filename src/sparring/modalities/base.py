@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from markupsafe import Markup
 from torch import Tensor, nn
 
 from sparring.adapters.black_box import BlackBox
@@ -77,6 +78,15 @@ class Dataset:
         return Batches(take(x, rows), y[rows], batch_size, prepare=self.prepare)
 
 
+class Shown(NamedTuple):
+    """What a person sees of an evaluation, as HTML: a card for each example of the gallery, in its order (none, or as
+    many), and what stands before and after them. Text that comes from files must be escaped."""
+
+    cards: Sequence[Markup] = ()
+    before: Markup = Markup()
+    after: Markup = Markup()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What the builder of a recipe returns when something else than a classifier is trained: it needs no threat, and
@@ -111,7 +121,7 @@ class Modality:
     before each validation, and on what was completed. validation: the attack that chooses the best epoch. augment:
     options -> `Augment`, or None. presets: training settings for a data set, `model` among them. certify: (model,
     threat) -> a lower bound of margins (see `measure`) or None, and why there is none. metrics: see `measure`. show:
-    (stored evaluation) -> html, such as some attacked examples. caption: (data, gallery, split, threat) -> further
+    (stored evaluation) -> `Shown`, such as some attacked examples. caption: (data, gallery, split, threat) -> further
     arrays for a gallery, of what only the data know (the strings behind numbers), for `show`. write: (folder, x, x_adv,
     names, threat) writes a file NAME for each example and returns the x_adv that these files hold, read again. collect:
     (name, train or None, test) -> Dataset, of a user's own examples as arrays (`adapters.own_data.Part`). formats:
@@ -135,7 +145,7 @@ class Modality:
     augment: Builder | None = None
     certify: Callable[[Any, Any], tuple[Any, str]] = lambda model, threat: (None, "this kind of input has none yet")
     metrics: Callable[..., Any] | None = None
-    show: Callable[..., str] | None = None
+    show: Callable[..., Shown] | None = None
     caption: Callable[..., Mapping[str, Any]] | None = None
     write: Callable[..., Tensor] | None = None
     formats: Mapping[str, Callable[..., str]] = field(default_factory=dict)

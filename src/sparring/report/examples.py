@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from sparring.modalities.base import Shown
 from sparring.results.read import StoredEvaluation
 from sparring.results.schema import Row
 
@@ -24,7 +24,7 @@ class SharedExample(NamedTuple):
     words: tuple[str, ...]
 
 
-def side_by_side(runs: Sequence[StoredEvaluation], galleries: Sequence[str]) -> list[SharedExample]:
+def side_by_side(runs: Sequence[StoredEvaluation], galleries: Sequence[Shown]) -> list[SharedExample]:
     """The examples that every model was measured on and that fooled at least one, most pictures first; [] for one run,
     and where the files do not tell. All text is escaped by the kinds of input that made the galleries."""
     if len(runs) < 2 or any(run.rows is None for run in runs) or len({run.results.data.name for run in runs}) > 1:
@@ -62,8 +62,8 @@ def nearest_to_falling(run: StoredEvaluation) -> list[Row]:
     return sorted(standing, key=lambda row: (row.margin_left, row.index))[:MOST]
 
 
-def _cards(run: StoredEvaluation, gallery: str) -> dict[int, Markup]:
-    """The pictures of a gallery by the number of their example, where it shows each one in turn."""
-    found = re.findall(r'<figure class="card.*?</figure>', gallery, flags=re.DOTALL)
-    indices = [] if run.gallery is None else [int(index) for index in run.gallery["index"]]
-    return dict(zip(indices, map(Markup, found), strict=True)) if len(found) == len(indices) else {}
+def _cards(run: StoredEvaluation, gallery: Shown) -> dict[int, Markup]:
+    """The cards of a gallery by the number of their example."""
+    if run.gallery is None or not gallery.cards:
+        return {}
+    return dict(zip(map(int, run.gallery["index"]), gallery.cards, strict=True))

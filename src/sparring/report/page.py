@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from sparring.core.files import write_text
 from sparring.modalities import MODALITIES, find
+from sparring.modalities.base import Shown
 from sparring.report import plots, words
 from sparring.report.examples import nearest_to_falling, side_by_side
 from sparring.results.compare import compare
@@ -69,12 +70,6 @@ def _address(heading: str) -> str:
     return "part-" + re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
 
 
-def first_card(gallery: str) -> Markup:
-    """The first example that a gallery shows, for the top of the page; nothing where it shows none."""
-    found = re.search(r'<figure class="card.*?</figure>', gallery, flags=re.DOTALL)
-    return Markup(found[0] if found else "")
-
-
 def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     *others, last = (run.name for run in runs)
     names = f"{', '.join(others)} and {last}" if others else last
@@ -82,7 +77,7 @@ def _content(runs: list[StoredEvaluation], title: str | None) -> dict[str, Any]:
     findings = [(run, finding) for run in runs for finding in run.results.findings]
     galleries = [_gallery(run) for run in runs]
     return {
-        "contents": CONTENTS, "fooled": _address(FOOLED), "firsts": [first_card(shown) for shown in galleries],
+        "contents": CONTENTS, "fooled": _address(FOOLED), "firsts": [(*shown.cards, "")[0] for shown in galleries],
         "title": title or f"How robust {'is' if len(runs) == 1 else 'are'} {names}?", "names": names, "runs": runs,
         "threat": runs[0].results.threat, "findings": sorted(findings, key=lambda pair: -pair[1].severity),
         "bars": [bracket(run.results) for run in runs], "cascades": [cascade(run.results) for run in runs],
@@ -195,8 +190,8 @@ def _effect(base: StoredEvaluation, other: StoredEvaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gallery(run: StoredEvaluation) -> Markup:
+def _gallery(run: StoredEvaluation) -> Shown:
     """What the kind of input shows of the turned examples; it escapes what comes from the files."""
     kind = run.results.data.kind
     show = find(kind).show if kind in MODALITIES else None
-    return Markup(show(run) if show else "")
+    return show(run) if show else Shown()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from markupsafe import Markup
 
+from sparring.modalities.base import Shown
 from sparring.modalities.faces.metrics import error_rates, similarities
 from sparring.modalities.faces.models import SHARPNESS
 from sparring.modalities.images.show import pictures
@@ -38,13 +39,12 @@ _LEGEND = Markup(
 )
 
 
-def show_pairs(run: StoredEvaluation) -> str:
-    """HTML: the curve of all pairs, and cards of the turned ones that were kept."""
+def show_pairs(run: StoredEvaluation) -> Shown:
+    """The curve of all pairs, and cards of the turned ones that were kept."""
     curve, gallery = _curve(run), run.gallery
     if gallery is None or "x/reference" not in gallery:
-        return curve
-    cards = Markup().join(_card(gallery, i) for i in range(len(gallery["index"])))
-    return curve + Markup('<div class="cards">{}</div>\n').format(cards) + _LEGEND
+        return Shown(before=curve)
+    return Shown([_card(gallery, i) for i in range(len(gallery["index"]))], before=curve, after=_LEGEND)
 
 
 def _curve(run: StoredEvaluation) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from sparring.modalities.base import Shown
 from sparring.results.read import StoredEvaluation
 
 _CARD = Markup(
@@ -29,21 +30,21 @@ _LEGEND = Markup(
 )
 
 
-def show(run: StoredEvaluation) -> str:
-    """HTML cards of the turned examples that were kept, and how to read them; all text is escaped."""
+def show(run: StoredEvaluation) -> Shown:
+    """Cards of the turned examples that were kept, and how to read them."""
     gallery, results = run.gallery, run.results
     if gallery is None or not len(gallery["index"]):
-        return ""
+        return Shown()
     x, x_adv = gallery["x"], gallery["x_adv"]
     threat = results.threat.settings if isinstance(results.threat.settings, dict) else {}
     box = {"low": x.min(), "high": x.max()}
     low, high = (float(threat[side] if isinstance(threat.get(side), int | float) else box[side]) for side in box)
-    cards = Markup().join(_card(run.answer(i), x[i], x_adv[i], low, high) for i in range(len(x)))
+    cards = [_card(run.answer(i), x[i], x_adv[i], low, high) for i in range(len(x))]
     what = "The features that changed most, counted from 0."
     if pictures(x[0], x_adv[0], low, high):
         middle = ", orange darker and violet brighter" if x.shape[1] == 1 else ""
         what = f"The change is magnified by the factor given; the middle tone means no change{middle}."
-    return Markup('<div class="cards">{}</div>\n').format(cards) + _LEGEND.format(what=what)
+    return Shown(cards, after=_LEGEND.format(what=what))
 
 
 def _card(answer: Mapping[str, Any], x: np.ndarray, x_adv: np.ndarray, low: float, high: float) -> Markup:

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sparring.evaluation.measure import accuracy_metrics
+from sparring.modalities.base import Shown
 from sparring.results.read import StoredEvaluation
 from sparring.results.schema import Metric
 from sparring.results.statistics import wilson
@@ -24,21 +25,21 @@ _CARD = Markup(
 _ROW = Markup("<tr><td>{name}</td><td>{before}</td><td><mark>{after}</mark></td></tr>")
 
 
-def show_rows(run: StoredEvaluation) -> str:
-    """HTML: a card for each turned row that was kept, with the cells that changed."""
+def show_rows(run: StoredEvaluation) -> Shown:
+    """A card for each turned row that was kept, with the cells that changed."""
     gallery, settings = run.gallery, run.results.threat.settings
     if gallery is None or "x/rows" not in gallery:
-        return ""
+        return Shown()
     names = settings.get("names") if isinstance(settings, Mapping) else None
-    cards = Markup()
+    cards = []
     for i, (x, x_adv) in enumerate(zip(gallery["x/rows"], gallery["x_adv/rows"], strict=True)):
         changed = np.flatnonzero(x != x_adv)
         rows = Markup().join(
             _ROW.format(name=names[j] if names else f"column {j}", before=f"{x[j]:.6g}", after=f"{x_adv[j]:.6g}")
             for j in changed
         )
-        cards += _CARD.format(rows=rows, same=len(x) - len(changed), **run.answer(i))
-    return Markup('<div class="cards">{}</div>\n').format(cards)
+        cards.append(_CARD.format(rows=rows, same=len(x) - len(changed), **run.answer(i)))
+    return Shown(cards)
 
 
 def as_csv(arrays: Mapping[str, Any], data: Any) -> str:

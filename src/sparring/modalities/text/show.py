@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from sparring.modalities.base import Shown
 from sparring.results.read import StoredEvaluation
 
 _CARD = Markup(
@@ -29,13 +30,13 @@ _LEGEND = Markup(
 )
 
 
-def show_texts(run: StoredEvaluation) -> str:
-    """HTML cards of the turned texts that were kept with their `words` (see `caption`); all text is escaped."""
+def show_texts(run: StoredEvaluation) -> Shown:
+    """Cards of the turned texts that were kept with their `words` (see `caption`)."""
     gallery = run.gallery
     if gallery is None or not len(gallery["index"]):
-        return ""
+        return Shown()
     if "words" not in gallery:
-        return str(Markup("<p>The texts behind these examples were not kept, so there is nothing to read.</p>"))
+        return Shown(before=Markup("<p>The texts behind these examples were not kept: there is nothing to read.</p>"))
     cards, shares = [], []
     for i, told in enumerate(gallery["words"]):
         pairs: list[Sequence[str]] = json.loads(str(told))
@@ -46,7 +47,7 @@ def show_texts(run: StoredEvaluation) -> str:
             **run.answer(i),
         ))  # fmt: skip
     legend = _LEGEND.format(average=float(np.mean(shares)))
-    return _STYLE + Markup('<div class="cards">{}</div>\n').format(Markup().join(cards)) + legend
+    return Shown(cards, before=_STYLE, after=legend)
 
 
 def as_jsonl(arrays: Mapping[str, Any], data: Any) -> str:
