@@ -45,7 +45,8 @@ def test_there_is_nothing_to_set_side_by_side_for_one_model_or_other_data(tmp_pa
     galleries = [Shown([Markup('<figure class="card">a</figure>')] * 6)] * 2
     assert side_by_side([one], galleries[:1]) == side_by_side([one, two], galleries) == []
     assert len(side_by_side([one, one], galleries)) == 6
-    assert side_by_side([one, one], [Shown(before=Markup("something else"))] * 2) == []  # a kind of input that shows no cards
+    no_cards = Shown(before=Markup("something else"))  # of a kind of input that shows none
+    assert side_by_side([one, one], [no_cards] * 2) == []
 
 
 def test_every_fate_has_its_words(tmp_path: Path) -> None:

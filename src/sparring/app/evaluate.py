@@ -20,7 +20,6 @@ from sparring.certify import SmoothedNet, SmoothingBound
 from sparring.checks.battery import examine
 from sparring.core.files import write_text
 from sparring.core.machine import Machine
-from sparring.core.noise import Noise
 from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
@@ -125,7 +124,6 @@ def evaluate(
     >>> evaluate(model, data, Linf(0.1), "fgsm").verdict in ("TRUSTED", "SUSPECT", "INVALID")
     True
     """
-    Noise.make(seed, "examples", torch.arange(0))  # refuses what is no seed
     pairs, modality = _pairs(batches), modality or find("images")
     threat = modality.make_threat(threat) if isinstance(threat, str) else threat
     model = as_module(model, class_names=class_names)

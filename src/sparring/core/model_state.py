@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sparring.core.noise import check_seed
 from sparring.core.types import Model, logits_of, map_inputs
 
 CraftMode = Literal["eval", "train", "keep"]
@@ -144,6 +145,7 @@ def _misplaced(model: nn.Module) -> list[tuple[Tensor, Tensor, Tensor]]:
 @contextmanager
 def private_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds the global generators for the body (stochastic models draw from them) and puts them back at the end."""
+    check_seed(seed)
     saved = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.random.default_generator.manual_seed(seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,12 @@ def _mix(v: Tensor) -> Tensor:
     return v.bitwise_xor_(_shift(v, 31))
 
 
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what is no seed."""
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"a seed is a whole number of at most 63 bits, such as 0; got {seed!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Noise:
     """One random stream per example; `keys` (B,) int64.
@@ -54,8 +61,7 @@ class Noise:
     @staticmethod
     def make(seed: int, purpose: str, index: Tensor) -> Noise:
         """Streams for the examples with these running numbers (B,). Another seed or purpose, other streams."""
-        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-            raise ValueError(f"a seed is a whole number of at most 63 bits, such as 0; got {seed!r}")
+        check_seed(seed)
         digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
         base = int.from_bytes(digest[:8], "little", signed=True)
         first = int(index[0]) if len(index) else 0  # so that stochastic models do not repeat themselves batch by batch
