@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,11 @@ def test_the_page_on_a_run_shows_what_it_learned(data: str, run: Path, tmp_path:
     (copy / "training.json").write_text(json.dumps(record), encoding="utf-8")
     assert call("quality", data, str(copy)).code == 0
     page = (copy / "quality" / "report.html").read_text(encoding="utf-8")
+    told = json.loads((copy / "quality" / "quality.json").read_text(encoding="utf-8"))
+    shares = [*told["rows"]["generated"]["class_shares"], *told["real_class_shares"]]
+    bars = [float(width) for width in re.findall(r'<rect (?:width|x)="([\d.]+)%"', page)]
+    scale = [share / max(shares) for share in (shares[0], shares[2], shares[1], shares[3])]  # a bar and a line by class
+    assert bars == pytest.approx([100 / 1.1 * part for part in scale], abs=0.06), "all on one scale"
     found = json.loads((copy / "quality" / "quality.json").read_text(encoding="utf-8"))
     assert found["extractor"]["sha256"][:12] in page
     assert "At step 20: collapse &lt;b&gt;; back to step 7." in page and "<svg" in page
