@@ -172,6 +172,7 @@ def test_a_check_speaks(name: str) -> None:
 def test_every_check_is_shown_to_speak_and_to_keep_silent() -> None:
     elsewhere = {
         "not_repeatable",
+        "one_answer",
         "autograd_in_forward",
         "reduced_precision",
         "black_box_won",
@@ -180,6 +181,15 @@ def test_every_check_is_shown_to_speak_and_to_keep_silent() -> None:
     }
     assert {c.name for c in CHECKS} == set(SPEAK) | elsewhere
     assert len({c.question for c in CHECKS}) == len(CHECKS) and all(c.question.endswith("?") for c in CHECKS)
+
+
+def test_a_model_that_always_says_the_same_is_told_and_one_class_alone_is_none() -> None:
+    model, threat, y = Then(after=lambda z: 0 * z + torch.eye(K)[1]), Linf(0.05), torch.arange(NUM) % K
+    found = judged(model, threat, y=y)
+    told = {f.name: f for f in examine(model, X, y, threat, found)}["one_answer"]
+    assert told.level == "suspect" and told.numbers["share"] == found.clean.value == found.robust.value == 1 / K
+    same = torch.ones_like(y)
+    assert "one_answer" not in {f.name for f in examine(model, X, same, threat, judged(model, threat, y=same))}
 
 
 def test_other_weights_or_other_labels_are_noticed() -> None:

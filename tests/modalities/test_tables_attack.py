@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sparring.evaluation.measure import measure
 from sparring.modalities import find
 from sparring.modalities.tables import Columns, Schema
 from sparring.modalities.tables.check import unlawful
-from sparring.modalities.tables.models import TableMLP, Untouched
+from sparring.modalities.tables.models import Untouched, table_mlp
 from sparring.modalities.tables.search import evolve
 from sparring.modalities.tables.search import greedy_columns as greedy
 from sparring.modalities.tables.show import table_metrics
@@ -131,6 +132,23 @@ def test_the_checker_names_the_law_that_a_row_breaks(law: str, column: int, by: 
     assert not any(broken[0] for broken in unlawful(MIXED, x, x, np.array([True])).values())
 
 
+def test_without_laws_only_norm_range_and_owner_are_left() -> None:
+    data = SimpleNamespace(schema=MIXED)
+    free, bound = (TABLE.make_threat(f"columns:2,norm=l1{laws}", data) for laws in (",laws=ignored", ""))  # type: ignore[arg-type]
+    assert free.text().endswith("laws=ignored") and "no other law" in free.describe() and "laws" not in bound.text()
+    x = mixed_rows(60)
+    z = Noise.make(0, "free", torch.arange(60)).normal((11,)).double()
+    real, may = free.realize(x, free.project(x, z)), x["may_change"]
+    low, high = (torch.minimum(x["rows"], torch.as_tensor(MIXED.low)), torch.as_tensor(MIXED.high))
+    wanted = torch.minimum(torch.maximum(free._moved(x, free.project(x, z)), low), high.maximum(x["rows"]))
+    assert torch.allclose(real["rows"][may], wanted[may]) and torch.equal(real["rows"][~may], x["rows"][~may])
+    assert bool(free.valid(x, real).all()) and not bool(bound.valid(x, real)[may].any())
+    assert bound.schema.rules and bound.schema.step.any()  # the schema itself stays
+    for made in (free, bound):  # what the rules permit is permitted without them
+        assert bool(made.valid(x, bound.realize(x, bound.project(x, z))).all())
+    check_threat(free, take(x, may.nonzero()[:, 0]), num_directions=10)
+
+
 def test_large_integers_keep_their_digits() -> None:
     x = mixed_rows(60)
     made = threat("l2", 3.0)
@@ -179,7 +197,7 @@ def small_rows(num: int = 40) -> dict[str, Tensor]:
 
 def small_model(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return TableMLP([False] * 5, [3.0, 3, 3, 0.5, 6], [1.5, 1.5, 1.5, 0.5, 2], 2, (16,)).eval()
+    return table_mlp([False] * 5, [3.0, 3, 3, 0.5, 6], [1.5, 1.5, 1.5, 0.5, 2], 2, width=16, depth=1).eval()
 
 
 def everything(row: Tensor, radius: float, norm: str) -> Tensor:
@@ -235,7 +253,8 @@ def test_greedy_of_one_round_is_the_best_single_change_exactly() -> None:
 
 
 def test_rows_are_searched_alone_and_what_is_not_the_opponents_costs_nothing() -> None:
-    made, x, model = threat("l2", 1.0), mixed_rows(30), TableMLP([False] * 11, [0.0] * 11, [10.0] * 11, 2, (8,)).eval()
+    made, x = threat("l2", 1.0), mixed_rows(30)
+    model = table_mlp([False] * 11, [0.0] * 11, [10.0] * 11, 2, width=8, depth=1).eval()
     y = model(x).argmax(1)
     for attack in (evolve(made, generations=4, population=6), greedy(made, rounds=2)):
         noise = Noise.make(0, "alone", torch.arange(30))
@@ -267,7 +286,7 @@ def test_an_evaluation_attacks_the_attacked_class_alone_and_counts_recall() -> N
     made, x = threat("l2", 2.0), mixed_rows(60)
     y = x["may_change"].long()
     torch.manual_seed(0)
-    model = TableMLP([False] * 11, x["rows"].mean(0).tolist(), x["rows"].std(0).tolist(), 2, (8,)).eval()
+    model = table_mlp([False] * 11, x["rows"].mean(0).tolist(), x["rows"].std(0).tolist(), 2, width=8, depth=1).eval()
     bound, why = TABLE.certify(model, made)
     assert isinstance(bound, Untouched) and not why and TABLE.certify(model, Linf(0.1))[1]
     found = measure(model, [(x, y)], made, TABLE.make_plan("fgsm,greedy:rounds=1", made), certify=bound, curve=(),
@@ -285,11 +304,38 @@ def test_an_evaluation_attacks_the_attacked_class_alone_and_counts_recall() -> N
     assert balanced.low <= balanced.value <= balanced.high
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet"])
+def test_networks_see_standardised_columns_one_row_at_a_time(name: str) -> None:
+    x, given = (
+        mixed_rows(12),
+        {"log": [False] * 10 + [True], "mean": [1.0] * 11, "spread": [2.0] * 11, "num_classes": 3},
+    )
+    model = TABLE.make_model(f"{name}:width=8,depth=2", 0, given).eval()
+    rows = x["rows"].clone().requires_grad_()
+    logits = model({**x, "rows": rows})
+    (grad,) = torch.autograd.grad(logits.pow(2).sum(), rows)
+    assert logits.shape == (12, 3) and bool((grad != 0).any(0).all())
+    scaled = ((torch.cat([x["rows"][:, :10], x["rows"][:, 10:].log1p()], 1) - 1) / 2).asinh().float()
+    assert torch.allclose(model.layers(scaled), logits) and torch.allclose(
+        model(take(x, torch.tensor([5]))), logits[5:6]
+    )
+
+
+def test_a_residual_block_with_silent_layers_changes_nothing() -> None:
+    given: dict[str, Any] = {"log": [False], "mean": [0.0], "spread": [1.0], "num_classes": 2}
+    model = TABLE.make_model("resnet:width=4,depth=3", 0, given).eval()
+    for block in model.layers[1:4]:
+        nn.init.zeros_(block[-2].weight), nn.init.zeros_(block[-2].bias)
+    first, last = model.layers[0], model.layers[4:]
+    rows = torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(rows), last(first(rows.asinh())))
+
+
 def test_recipes_climb_relaxed_and_learn_real_rows(tmp_path: Path) -> None:
     made, x = threat("l2", 2.0), mixed_rows(20)
     recipe = TABLE.named_recipe("pgd-at:num_steps=2")(made)
     assert recipe.attack.threat.relaxed and not made.relaxed
-    model = TableMLP([False] * 11, [0.0] * 11, [10.0] * 11, 2, (8,))
+    model = table_mlp([False] * 11, [0.0] * 11, [10.0] * 11, 2, width=8, depth=1)
     crafted = recipe.craft(model, x, x["may_change"].long())
     assert bool(made.valid(x, crafted).all()) and not torch.equal(crafted["rows"], x["rows"])
     for name in ("mixed", "trades", "standard"):

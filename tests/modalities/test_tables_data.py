@@ -222,6 +222,15 @@ def test_from_a_file_to_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert shown.count("<mark>") == int((gallery["x/rows"] != gallery["x_adv/rows"]).sum())
     assert len(cards) == len(gallery["index"]) and all(card in page for card in cards)
     assert "Flow Bytes/s" in shown or "<td>n</td>" in shown
+    before, after, schema = gallery["x/rows"], gallery["x_adv/rows"], Schema.read(tmp_path / "s.toml")
+    change = after - before  # n in fives, the rate on a log scale, all else in ones
+    change[:, 2] = np.log1p(after[:, 2]) - np.log1p(before[:, 2])
+    change[:, 0] /= 5
+    assert np.allclose(gallery["cost"], np.abs(change), atol=1e-9)
+    costliest = schema.names[int(np.abs(change).sum(0).argmax())]
+    head = str(show_rows(stored).before)
+    assert head in page and f"in {len(before)} turned rows" in head
+    assert head.partition("<tbody>")[2].startswith(f"<tr><td>{costliest}</td>")
     assert "evolve" in call("list", "attacks")[1] and "phishing_urls" in call("list", "data")[1]
 
 

@@ -38,6 +38,12 @@ CHECKS: tuple[Check, ...] = (
         "Evaluate again with the model and the examples at hand, in the same order.", ("repeats",),
     ),
     Check(
+        "one_answer", "Are there several answers?", model.one_answer,
+        "All {num} examples get one answer, which no attack could turn: what is right and stands is the share of that "
+        "class ({share:.1%}), and says nothing of robustness.",
+        "Rank models by clean and robust figures of every class together, such as balanced accuracy or false alarms.",
+    ),
+    Check(
         "probability_output", "Are the outputs probabilities, rounded to 1?", model.probabilities,
         "The model returns probabilities, and {saturated:.1%} of the sampled ones are rounded to 1. Attacks climb "
         "their logarithm, whose gradient is gone where that happens.",

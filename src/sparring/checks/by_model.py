@@ -144,6 +144,13 @@ def gradient_free(record: Any) -> bool:
     return bool(record.cost.forwards > 0 and record.cost.backwards == 0)
 
 
+def one_answer(case: Case) -> Measured | None:
+    table = case.evaluation.table
+    if len(table["clean_prediction"].unique()) > 1 or len(table["label"].unique()) < 2:
+        return None
+    return {"level": "suspect", "num": len(table["label"]), "share": share_of(table["correct"])}
+
+
 def won_without_gradients(case: Case) -> Measured | None:
     """What the most successful attack without gradients broke of what gradient attacks had left."""
     records = case.evaluation.attacks

@@ -15,7 +15,7 @@ from sparring.modalities.tables.read import TABLE_DATA, load_table
 from sparring.modalities.tables.read import TableData as TableData
 from sparring.modalities.tables.schema import Schema as Schema
 from sparring.modalities.tables.search import TABLE_ATTACKS, TABLE_PLANS
-from sparring.modalities.tables.show import as_csv, show_rows, table_metrics
+from sparring.modalities.tables.show import as_csv, costs, show_rows, table_metrics
 from sparring.modalities.tables.threats import Columns as Columns
 from sparring.modalities.tables.threats import climbed_relaxed, columns
 from sparring.threats import ThreatModel
@@ -41,6 +41,6 @@ MODALITY = Modality(
     name="table", load=load_table, known=TABLE_DATA, reads=is_table, models=TABLE_MODELS, threats={"columns": columns},
     attacks=TABLE_ATTACKS, plans=TABLE_PLANS, recipes={name: climbing_relaxed(made) for name, made in RECIPES.items()},
     presets=lambda data: {"model": "mlp", "epochs": 20, "batch_size": 256}, metrics=table_metrics, show=show_rows,
-    certify=certify_untouched, tools={"draft": draft_schema, "check": check_table},
+    caption=costs, certify=certify_untouched, tools={"draft": draft_schema, "check": check_table},
     formats={".csv": as_csv},
 )  # fmt: skip

@@ -24,7 +24,7 @@ from sparring.core.model_state import private_rng
 from sparring.core.registry import named
 from sparring.core.types import Inputs
 from sparring.modalities.tables.cells import Chunk
-from sparring.modalities.tables.models import TableMLP
+from sparring.modalities.tables.models import table_mlp
 from sparring.modalities.tables.read import facts_of, features_of
 from sparring.modalities.tables.schema import Schema
 from sparring.modalities.tables.threats import climbed_relaxed, columns
@@ -82,8 +82,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         self.center_, self.scale_ = rows.mean(0), np.where(spread > 0, spread, 1.0)
         inputs, target = self._inputs(rows, codes)
         with private_rng(seed, torch.device("cpu")), torch.inference_mode(False):
-            widths = (self.hidden, self.hidden)
-            self.model_ = TableMLP(**self._facts(rows), num_classes=len(self.classes_), widths=widths).double()
+            facts = self._facts(rows)
+            self.model_ = table_mlp(**facts, num_classes=len(self.classes_), width=self.hidden).double()
             optimizer = torch.optim.AdamW(self.model_.parameters(), lr=self.learning_rate, weight_decay=5e-4)
             size = min(self.batch_size, len(codes))
             batches = Batches(inputs, target, size, seed=seed, shuffle=True, drop_last=True)

@@ -1,4 +1,4 @@
-"""A network for rows, and the bound for rows that nobody may change.
+"""Networks for rows, and the bound for rows that nobody may change.
 
 Shapes: B rows, D columns, K classes.
 """
@@ -18,13 +18,13 @@ from sparring.core.types import Model
 from sparring.modalities.tables.threats import Columns
 
 
-class TableMLP(nn.Module):
-    """A network of fully connected layers on {"rows" (B, D)} or (B, D) in the table's own units -> logits (B, K).
+class TableNetwork(nn.Module):
+    """Layers on {"rows" (B, D)} or (B, D) in the table's own units -> logits (B, K).
 
     asinh of standardised columns (log(1 + value) first, where the schema counts so) tames heavy tails and keeps a
     gradient everywhere, which clamping would not. Mean and spread travel with the weights.
 
-    >>> TableMLP([False], [0.0], [1.0], 2, (8,))({"rows": torch.zeros(3, 1)}).shape
+    >>> TableNetwork([False], [0.0], [1.0], nn.Linear(1, 2))({"rows": torch.zeros(3, 1)}).shape
     torch.Size([3, 2])
     """
 
@@ -32,17 +32,12 @@ class TableMLP(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(
-        self, log: list[bool], mean: list[float], spread: list[float], num_classes: int, widths: tuple[int, ...]
-    ) -> None:
+    def __init__(self, log: list[bool], mean: list[float], spread: list[float], layers: nn.Module) -> None:
         super().__init__()
         self.register_buffer("log", torch.tensor(log))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float64))
-        layers: list[nn.Module] = []
-        for inside, outside in zip((len(log), *widths), widths, strict=False):
-            layers += [nn.Linear(inside, outside), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+        self.layers = layers
 
     def forward(self, x: Any) -> Tensor:
         rows = x["rows"] if isinstance(x, Mapping) else x
@@ -51,14 +46,38 @@ class TableMLP(nn.Module):
         return self.layers(scaled.asinh().to(next(self.layers.parameters()).dtype))
 
 
+class Residual(nn.Sequential):
+    """x + layers(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 def table_mlp(
     log: list[bool], mean: list[float], spread: list[float], num_classes: int, *, width: int = 128, depth: int = 2
 ) -> nn.Module:
     """Fully connected layers on standardised columns."""
-    return TableMLP(log, mean, spread, num_classes, (width,) * depth)
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(width if i else len(log), width), nn.ReLU()]
+    return TableNetwork(log, mean, spread, nn.Sequential(*layers, nn.Linear(width, num_classes)))
 
 
-TABLE_MODELS = {"mlp": table_mlp}
+def table_resnet(
+    log: list[bool], mean: list[float], spread: list[float], num_classes: int, *, width: int = 128, depth: int = 2,
+    dropout: float = 0.0,
+) -> nn.Module:  # fmt: skip
+    """Blocks of two layers around which the input goes too, on standardised columns (Gorishniy 2021, section 3.2)."""
+
+    def block() -> nn.Module:
+        inner = [nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)]
+        return Residual(nn.BatchNorm1d(width), *inner, nn.Dropout(dropout))
+
+    blocks, last = [block() for _ in range(depth)], [nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, num_classes)]
+    return TableNetwork(log, mean, spread, nn.Sequential(nn.Linear(len(log), width), *blocks, *last))
+
+
+TABLE_MODELS = {"mlp": table_mlp, "resnet": table_resnet}
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class _Reader:
         shown = self.text if len(self.text) <= 120 else self.text[:120] + "..."
         raise ValueError(
             f"rule {self.name!r}: {what} (in {shown!r}); expected 'a <= b', 'if c then c' or 'column = a' of numbers, "
-            "columns, + - * /, max, min, whole, where and is(column, \"value\")"
+            'columns, + - * /, max, min, whole, where and is(column, "value")'
         )
 
     def read(self) -> TableRule:
@@ -160,10 +160,10 @@ class _Reader:
 
     def column(self, name: str) -> Node:
         if name.removesuffix("v") in self.quoted and name not in self.quoted:
-            self.fail("a text in quotes stands where only is(column, \"value\") has one")
+            self.fail('a text in quotes stands where only is(column, "value") has one')
         name = self.quoted.get(name, name)
         if name in self.groups:
-            self.fail(f"{name!r} is a category; ask is({name}, \"value\")")
+            self.fail(f'{name!r} is a category; ask is({name}, "value")')
         if name not in self.index:
             self.fail(f"{name!r} is no column of this table")
         return ("column", self.index[name])

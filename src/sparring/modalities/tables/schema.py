@@ -5,6 +5,7 @@ Shapes: D columns as the model gets them; a category of K values is K of them, o
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import math
@@ -160,6 +161,15 @@ class Schema:
             open_ = ", ".join(np.array(self.names)[~np.isfinite(width)][:5])
             raise ValueError(f"units=range needs low and high of every column; {open_} has none")
         return np.where(width > 0, width, 1.0)
+
+    def without_laws(self) -> Schema:
+        """The same columns as plain numbers inside their ranges, which the opponent sets as he likes: no types, steps,
+        directions or rules."""
+        free, one = copy.copy(self), np.ones(len(self.names), bool)
+        free.__name__ = f"{self.__name__} without laws"
+        free.rules, free.places, free.groups = (), (), ()
+        free.step, free.derived, free.may_grow, free.may_fall = 0.0 * self.step, ~one, one, one
+        return free
 
     def cells(self, rows: np.ndarray) -> list[list[str]]:
         """The cells of rows (N, D) as a file has them, in the order of `columns`; `read_csv` reads the same numbers."""

@@ -53,7 +53,8 @@ class Columns(ThreatModel):
     computed, columns of a rule that would newly break go back, and what is still against the rules is shrunk; if need
     be to the clean row. So every realized row is lawful, and its own change at most the radius. `apply` shows the model
     that row, with the gradient of z before the snap; relaxed: the row before the snap (for training: cheaper).
-    units: "schema", or "range" (each column's whole range is 1, booleans too). `realize` waits for the device.
+    units: "schema", or "range" (each column's whole range is 1, booleans too). laws: "ignored" of a schema
+    `without_laws`. `realize` waits for the device.
     """
 
     radius: Any
@@ -62,6 +63,7 @@ class Columns(ThreatModel):
     units: Literal["schema", "range"] = "schema"
     relaxed: bool = False
     names: tuple[str, ...] = ()
+    laws: Literal["kept", "ignored"] = "kept"
     discrete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -149,17 +151,19 @@ class Columns(ThreatModel):
         amount = text_of(float(self.radius)) if torch.as_tensor(self.radius).ndim == 0 else "a radius of each row"
         unit = "their whole range" if self.units == "range" else "the units of the schema"
         free, num = int((self.schema.may_grow | self.schema.may_fall).sum()), len(self.schema.rules)
+        kept = f"rows that keep types, ranges, directions and {num} rule{'s' * (num != 1)}"
         return (
             f"Of the rows of the attacked class the opponent may change {free} of {len(self.schema.names)} columns, "
-            f"{self.measure} at most {amount} in {unit}, to rows that keep types, ranges, directions and "
-            f"{num} rule{'s' * (num != 1)}."
+            f"{self.measure} at most {amount} in {unit}, to "
+            f"{kept if self.laws == 'kept' else 'any numbers inside the ranges, as if there were no other law'}."
         )
 
     def text(self) -> str:
         if isinstance(self.radius, Tensor):
             return f"columns with a radius of each row, norm={self.measure}"
         units = "" if self.units == "schema" else f",units={self.units}"
-        return f"columns:{text_of(float(self.radius))},norm={self.measure}{units}"
+        laws = "" if self.laws == "kept" else f",laws={self.laws}"
+        return f"columns:{text_of(float(self.radius))},norm={self.measure}{units}{laws}"
 
     def _facts(self, x: Rows) -> _Facts:
         s, like = self.schema, x["rows"]
@@ -236,14 +240,18 @@ class Columns(ThreatModel):
 
 def columns(
     radius: float, data: Dataset, *, norm: Literal["l2", "l1", "linf"] = "l2",
-    units: Literal["schema", "range"] = "schema",
+    units: Literal["schema", "range"] = "schema", laws: Literal["kept", "ignored"] = "kept",
 ) -> Columns:  # fmt: skip
-    """Rows of the attacked class may change by that much, as the schema of the table permits."""
+    """Rows of the attacked class may change by that much, as the schema of the table permits.
+
+    laws: "ignored" leaves the norm and the ranges alone: what an opponent would do who sets columns as he likes.
+    """
     schema = getattr(data, "schema", None)
     if not isinstance(schema, Schema) or not 0 < radius < math.inf:
         got = f"radius {radius:g} and data of type {type(data).__name__}"
         raise ValueError(f"got {got}; expected a finite radius above 0, and a table with its schema")
-    threat = Columns(radius, schema, norm, units, names=schema.names)
+    schema = schema if laws == "kept" else schema.without_laws()
+    threat = Columns(radius, schema, norm, units, names=schema.names, laws=laws)
     threat._facts({"rows": torch.zeros(1, 1)})  # units=range may be refused
     return threat
 
