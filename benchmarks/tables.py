@@ -59,7 +59,7 @@ class Settings:
     rounds: int
 
 
-SETTINGS = {PHISHING: Settings(1.6, 10, 2), NSL_KDD: Settings(2.0, 4, 2)}
+SETTINGS = {PHISHING: Settings(1.6, 10, 2), NSL_KDD: Settings(2.0, 8, 2)}
 
 
 @functools.cache
