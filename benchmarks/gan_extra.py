@@ -3,7 +3,7 @@
 A few examples of a data set keep their labels, more keep only their inputs. Five ways to train, each for the same
 number of steps with batches of the same size, so for the same passes: with the labels alone; with random shifts; with
 images of a generator that was trained on the labelled ones (`--extra`, half of each batch), labelled by what each was
-made for or by a classifier; with the unlabelled images as that classifier labels them. It knows the labelled ones alone.
+made for or by a classifier; with the unlabelled images as that classifier labels them. It knows the labelled alone.
 
 Each seed draws other labels and is judged on the same test images. What is finished is not done again:
 python benchmarks/gan_extra.py digits mnist --out gan_extra
