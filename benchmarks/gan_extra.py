@@ -1,9 +1,9 @@
 """Robust training on few labels: do images of a generator help, and more than what is simpler?
 
-A few examples of a data set keep their labels, more keep only their inputs. Five ways to train, each for the same
+A few examples of a data set keep their labels, more keep only their inputs. Four ways to train, each for the same
 number of steps with batches of the same size, so for the same passes: with the labels alone; with random shifts; with
-images of a generator that was trained on the labelled ones (`--extra`, half of each batch), labelled by what each was
-made for or by a classifier; with the unlabelled images as that classifier labels them. It knows the labelled alone.
+images of a generator that was trained on the labelled ones (`--extra`, half of each batch); with the unlabelled ones as
+a classifier labels them that was trained on the labelled ones, too.
 
 Each seed draws other labels and is judged on the same test images. What is finished is not done again:
 python benchmarks/gan_extra.py digits mnist --out gan_extra
@@ -56,7 +56,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "labels only": {},
     "shifts": {"crop": True},
     "generated": {"extra": "generated.npz"},
-    "generated, labels of a classifier": {"extra": "relabelled.npz"},
     "pseudo-labelled": {"extra": "pseudo.npz"},
 }
 
@@ -84,7 +83,7 @@ def trained(out: str, part: Part, seed: int, **options: Any) -> Path:
 
 
 def extras(part: Part, seed: int) -> None:
-    """The three files of extra examples, and how often their labels are right where that is known."""
+    """The files of extra examples, and how often their labels are right where that is known."""
     options = {key: value for key, value in part.settings.items() if key != "num_steps"}
     classifier = trained("classifier", part, seed, threat=part.threat, recipe="standard", **options)
     generator = trained("generator", part, seed, recipe="gan")
@@ -92,7 +91,6 @@ def extras(part: Part, seed: int) -> None:
         return
     drawn = draw_images(generator, NUM_MADE, seed=seed)
     write_sample(drawn, Path("generated.npz"), None)
-    write_sample(drawn, Path("relabelled.npz"), classifier)
     with np.load("others.npz") as file:
         x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
     soft, _ = soft_labels(Drawn(x, None, {}), classifier)
@@ -109,7 +107,7 @@ def arm(name: str, part: Part, seed: int) -> Path:
     options = dict(ARMS[name])
     if options.pop("crop", False):
         options["crop"] = part.crop
-    run = trained(name.replace(", ", "-").replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
+    run = trained(name.replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
     asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, device="cpu")
     if not (run / "evaluation" / "results.json").exists():
         evaluate_folder(from_run(run), run / "evaluation", asked)

@@ -64,20 +64,28 @@ def test_prdc_finds_the_same() -> None:
     assert neighbour_shares(A, B)._asdict() == pytest.approx(theirs)
 
 
+class Seen(torch.nn.Module):
+    """Features that are the numbers themselves, as these libraries take them."""
+
+    num_features = 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
 def test_torchmetrics_finds_the_same() -> None:
     image = pytest.importorskip("torchmetrics.image.fid")
-
-    class Seen(torch.nn.Module):
-        num_features = 5
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1)
 
     metric = image.FrechetInceptionDistance(feature=Seen(), normalize=True, input_img_size=(1, 1, 5))
     metric.set_dtype(torch.float64)
     for features, real in ((A, True), (B, False)):
         metric.update(features[:, None, None], real=real)
     assert frechet_distance(A, B) == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+def test_torchmetrics_finds_the_same_kernel_distance() -> None:
+    theirs = pytest.importorskip("torchmetrics.image.kid").poly_mmd(A[:45], B)
+    assert kernel_distance(A[:45], B) == pytest.approx(float(theirs), rel=1e-9)
 
 
 def test_nearest_is_the_nearest_whatever_the_chunks() -> None:

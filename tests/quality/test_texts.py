@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -33,7 +34,7 @@ def test_self_bleu_counts_an_ngram_as_often_as_one_other_has_it() -> None:
 
 
 def test_distinct_and_copies_are_those_of_a_search() -> None:
-    pairs = [(u, v) for text in TEXTS for u, v in zip(text, text[1:], strict=False)]
+    pairs = [(u, v) for text in TEXTS for u, v in itertools.pairwise(text)]
     unlike = sum(pair not in pairs[:i] for i, pair in enumerate(pairs))
     assert distinct_ngrams(TEXTS, 2) == unlike / len(pairs)
     assert share_of_copies(TEXTS, [tuple(text) for text in TEXTS[5:15]]) == sum(t in TEXTS[5:15] for t in TEXTS) / 25
