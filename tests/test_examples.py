@@ -118,3 +118,10 @@ def test_textbook_is_the_network_of_the_textbook(textbook: ModuleType) -> None:
     assert torch.allclose(net(x).sum(1), torch.ones(4, dtype=torch.float64))
     source = Path(textbook.__file__).read_text(encoding="utf-8")
     assert [source.count(f"MISTAKE ({letter})") for letter in "abcde"] == [1] * 5
+
+
+def test_collapse_is_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(Path(__file__).parents[1] / "examples" / "collapse.py", monkeypatch).main()
+    (real, _), (alone, none), (guarded, ways) = found.values()
+    assert none == 0 and alone.spread < 0.5 * real.spread and alone.entropy < 0.85 and min(alone.shares) == 0
+    assert ways == 1 and guarded.spread > 0.5 * real.spread and guarded.entropy > 0.9

@@ -25,9 +25,7 @@ def runs_a_file(text: str) -> bool:
     return ".py:" in parse(text).name
 
 
-def build_model(
-    text: str | Named, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]
-) -> nn.Module:
+def build_model(text: str | Named, models: Mapping[str, Builder], seed: int, given: Mapping[str, Any]) -> nn.Module:
     """The model that `NAME,KEY=VALUE...` or `FILE.py:FUNCTION,KEY=VALUE...` names, or its `Named` makes, with weights
     of that seed.
 

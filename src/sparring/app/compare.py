@@ -101,4 +101,3 @@ def _printable(text: str) -> str:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.json").exists()
-

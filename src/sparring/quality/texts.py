@@ -10,10 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-Units = Sequence[str]
 
-
-def self_bleu(texts: Sequence[Units], order: int = 3) -> float:
+def self_bleu(texts: Sequence[Sequence[str]], order: int = 3) -> float:
     """The mean BLEU of each text with all others as references: 1 where all are alike, near 0 where none share words.
 
     BLEU = brevity * exp(mean of log p_n, n = 1..order), p_n the share of n-grams that a reference has too, each as often
@@ -39,10 +37,10 @@ def self_bleu(texts: Sequence[Units], order: int = 3) -> float:
     return sum(scores) / len(scores)
 
 
-def _precisions(texts: Sequence[Units], n: int) -> list[float]:
+def _precisions(texts: Sequence[Sequence[str]], n: int) -> list[float]:
     """p_n of each text against the others."""
     counts = [Counter(_ngrams(text, n)) for text in texts]
-    most: dict[Units, list[int]] = {}  # of each n-gram: its two largest counts in one text
+    most: dict[tuple[str, ...], list[int]] = {}  # of each n-gram: its two largest counts in one text
     for count in counts:
         for gram, number in count.items():
             most[gram] = sorted([*most.get(gram, [0, 0]), number])[-2:]
@@ -54,11 +52,11 @@ def _precisions(texts: Sequence[Units], n: int) -> list[float]:
     return found
 
 
-def _ngrams(text: Units, n: int) -> list[tuple[str, ...]]:
+def _ngrams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
-def distinct_ngrams(texts: Sequence[Units], n: int) -> float:
+def distinct_ngrams(texts: Sequence[Sequence[str]], n: int) -> float:
     """Different n-grams over all n-grams of the texts: 1 where nothing repeats. ValueError where there is none.
 
     Source: Li 2016 (distinct-1 and distinct-2). Falls with the number of texts: compare only equal numbers.
@@ -72,7 +70,7 @@ def distinct_ngrams(texts: Sequence[Units], n: int) -> float:
     return len(set(grams)) / len(grams)
 
 
-def share_of_copies(texts: Sequence[Units], known: Sequence[Units]) -> float:
+def share_of_copies(texts: Sequence[Sequence[str]], known: Sequence[Sequence[str]]) -> float:
     """The share of texts that stand word for word among the known ones, such as the training texts; ValueError for none.
 
     >>> share_of_copies([["a", "film"], ["a", "play"]], [["a", "play"]])

@@ -190,9 +190,7 @@ def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _grouped(
-    runs: Iterable[StoredEvaluation], key: Callable[[StoredEvaluation], str]
-) -> list[list[StoredEvaluation]]:
+def _grouped(runs: Iterable[StoredEvaluation], key: Callable[[StoredEvaluation], str]) -> list[list[StoredEvaluation]]:
     """Runs of one key together, in the order in which the keys come."""
     found: dict[str, list[StoredEvaluation]] = {}
     for run in runs:

@@ -70,6 +70,7 @@ def resampled(subjects: np.ndarray, seed: int = 0) -> np.ndarray:
 def similarities(table: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(P,) similarity less threshold in logits, clean and at the worst point that an attack has shown; from the columns
     of a table of examples. What was wrong before any attack was not attacked, and stays."""
+
     def logit(side: str) -> np.ndarray:
         sure = np.asarray(table[f"{side}_confidence"], float).clip(0.5, 1 - 1e-7)
         return np.log(sure / (1 - sure)) * np.where(np.asarray(table[f"{side}_prediction"]) == 1, 1, -1)

@@ -102,9 +102,7 @@ class GeneticSearch:
         search.reached[taken] = search.ask(taken, search.ids(taken))[1]
 
 
-def genetic(
-    threat: Any, *, num_generations: int = 20, population: int = 20, objective: Objective = margin
-) -> Attacker:
+def genetic(threat: Any, *, num_generations: int = 20, population: int = 20, objective: Objective = margin) -> Attacker:
     """Populations of texts that are mixed and mutated; no gradient.
 
     Source: Alzantot 2018, "Generating natural language adversarial examples", without its language model: substitutes

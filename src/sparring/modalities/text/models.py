@@ -112,9 +112,7 @@ class Attentive(TextNet):
         return self.head(features.sum(1) / mask.sum(1, keepdim=True))
 
 
-def bag(
-    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64
-) -> nn.Module:
+def bag(vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64) -> nn.Module:
     """Each word by itself, their mean, two linear layers; order plays no part."""
     return PooledNet(vocabulary, num_classes, vector_size or size, hidden, 0)
 
