@@ -1,7 +1,7 @@
 """How varied generated texts are, and how many are copies; texts are sequences of units, such as words.
 
 None of these says whether a text is good: babble is diverse and new. Show a measure of quality beside them, over the
-temperature of the model, since each of the two can be bought with the other (Caccia 2020, "Language GANs falling short").
+temperature of the model, since each of the two can be bought with the other (Caccia 2020).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 def self_bleu(texts: Sequence[Sequence[str]], order: int = 3) -> float:
     """The mean BLEU of each text with all others as references: 1 where all are alike, near 0 where none share words.
 
-    BLEU = brevity * exp(mean of log p_n, n = 1..order), p_n the share of n-grams that a reference has too, each as often
-    as it comes in one reference; not smoothed, so 0 where a p_n is 0 or the text is shorter than `order`. Depends on
-    the number and the length of the texts: compare only equal numbers. ValueError for fewer than two.
+    BLEU = brevity * exp(mean of log p_n, n = 1..order), p_n the share of n-grams that a reference has too, each as
+    often as it comes in one reference; not smoothed, so 0 where a p_n is 0 or the text is shorter than `order`. Depends
+    on the number and the length of the texts: compare only equal numbers. ValueError for fewer than two.
 
     Source: Zhu 2018 (Texygen, section 3.1), Papineni 2002; Texygen smooths and takes a part of the references.
 
@@ -71,7 +71,7 @@ def distinct_ngrams(texts: Sequence[Sequence[str]], n: int) -> float:
 
 
 def share_of_copies(texts: Sequence[Sequence[str]], known: Sequence[Sequence[str]]) -> float:
-    """The share of texts that stand word for word among the known ones, such as the training texts; ValueError for none.
+    """The share of texts that stand word for word among the known ones, such as training texts; ValueError for none.
 
     >>> share_of_copies([["a", "film"], ["a", "play"]], [["a", "play"]])
     0.5
