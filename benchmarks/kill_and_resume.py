@@ -1,13 +1,16 @@
-"""Does a killed training run resume to the same bits? Twenty runs are killed, resumed, and compared byte by byte.
+"""Does a killed run end with the same bits? Runs are killed, gone on with, and compared byte by byte.
 
-The reference is trained once without a disturbance. Then the same run starts anew for each trial, is killed by
-SIGKILL (no handler runs), resumed by `sparring train --resume`, killed again, and so on until its plan is through;
-the last process finishes. Compared: best, last and averaged weights (the files' bytes), and metrics.jsonl and
-training.json but for the seconds in them. Three kinds of trials:
+The reference runs once without a disturbance. Then the same run starts anew for each trial, is killed by SIGKILL (no
+handler runs), gone on with (`sparring train --resume`; `sparring evaluate` by the same command again), killed again,
+and so on until its plan is through; the last process finishes. Compared of a training: best, last and averaged weights
+(the files' bytes), and metrics.jsonl and training.json but for the seconds in them; of an evaluation: examples.csv,
+the arrays of gallery.npz, and results.json but for seconds, date and command. Three kinds of trials:
 - writes: the process kills itself inside the write of a checkpoint (or of another file): before the first byte, in
   the middle of the bytes, before the file is put in place, right after;
-- batches: the same with a checkpoint after every batch, so that it dies and resumes in the middle of an epoch;
+- batches (of a training): the same with a checkpoint after every batch, so that it dies in the middle of an epoch;
 - moments: killed from outside at random moments between the first file and the end, up to three times.
+
+    python benchmarks/kill_and_resume.py [--what evaluate] [--trials 20] [--seed 0] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -33,7 +36,12 @@ RUN = (
     "--data", "digits", "--threat", "linf:0.1", "--epochs", "4", "--model", "cnn-small", "--set", "averaging=0.99",
     "--set", "num_steps=2", "--set", "held_out=100",
 )  # fmt: skip
-"""The run that is killed: averaged weights and a best checkpoint are active."""
+"""The training that is killed: averaged weights and a best checkpoint are active."""
+EVALUATION = (
+    "evaluate", "--num-examples", "200", "--batch-size", "20",
+    "--attacks", "pgd:num_steps=20,restarts=2,square:num_queries=100",
+)  # fmt: skip
+"""The evaluation that is killed, of the reference training: ten batches, the curve, all checks."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,14 @@ class Trial:
 
 def command(out: Path, arguments: Sequence[str], kill: Kill) -> list[str]:
     """Starts the run in `out`, or goes on with it when it has begun."""
-    started = (out / "config.json").exists()
-    how = ["--resume", "--out", str(out)] if started else ["--out", str(out), *arguments]
+    if arguments[0] == "evaluate":
+        how = [*arguments, "--out", str(out)]
+    elif (out / "config.json").exists():
+        how = ["train", "--resume", "--out", str(out)]
+    else:
+        how = ["train", "--out", str(out), *arguments]
     marks = [kill.file or "none", str(kill.number), kill.place, str(int(kill.every_batch))]
-    return [sys.executable, str(DYING), *marks, "train", *how]
+    return [sys.executable, str(DYING), *marks, *how]
 
 
 def process(out: Path, arguments: Sequence[str], kill: Kill, limit: float = 600.0) -> int:
@@ -98,7 +110,7 @@ def process(out: Path, arguments: Sequence[str], kill: Kill, limit: float = 600.
 def _stamp(out: Path) -> tuple[Any, ...]:
     """Changes as soon as a process writes into the folder."""
     found = []
-    for path in (out / "config.json", out / "checkpoint.pt", *out.glob(".checkpoint.pt.*part")):
+    for path in (out / "config.json", out / "checkpoint.pt", *out.glob(".checkpoint.pt.*part"), out / "parts"):
         try:
             found.append(path.stat().st_mtime_ns)
         except OSError:
@@ -107,9 +119,12 @@ def _stamp(out: Path) -> tuple[Any, ...]:
 
 
 def reference(out: Path, arguments: Sequence[str] = RUN) -> float:
-    """Trains without a disturbance; the seconds from the first file to the end."""
+    """Runs without a disturbance; the seconds from the first file (of an evaluation: the start) on."""
+    begun = time.time()
     if process(out, arguments, Kill()):
         raise RuntimeError(f"the reference run in {out} was killed")
+    if arguments[0] == "evaluate":
+        return time.time() - begun
     return (out / "training.json").stat().st_mtime - (out / "config.json").stat().st_mtime
 
 
@@ -135,8 +150,10 @@ def _position(out: Path) -> str:
     """Where the last whole checkpoint is, and whether half a file lies about."""
     import torch
 
-    halves = sum(1 for _ in out.glob(".*.part"))
+    halves = sum(1 for _ in out.glob("**/.*.part"))
     half = ", with half a file beside it" if halves else ""
+    if (out / "parts").exists() or (out / "results.json").exists():
+        return f"{sum(1 for _ in out.glob('parts/0*.npz'))} batches kept{half}"
     if not (out / "checkpoint.pt").exists():
         return f"no checkpoint yet{half}"
     state = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
@@ -145,6 +162,9 @@ def _position(out: Path) -> str:
 
 def differences(run: Path, wanted: Path) -> list[str]:
     """The files of a finished run that differ from those of the reference."""
+    if (wanted / "results.json").exists():
+        ours, theirs = _evaluated(run), _evaluated(wanted)
+        return [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     found = []
     for name in WEIGHTS:
         theirs, ours = ((folder / name).read_bytes() if (folder / name).exists() else None for folder in (wanted, run))
@@ -156,15 +176,33 @@ def differences(run: Path, wanted: Path) -> list[str]:
     return found + sorted(path.name for path in run.glob(".*.part"))
 
 
-def _without_seconds(path: Path) -> Any:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k != "seconds"}
-        return value
+def _evaluated(folder: Path) -> dict[str, Any]:
+    """What is in each file of an evaluation, but for seconds, date and command; of others only that they are there."""
+    import numpy as np
 
+    found: dict[str, Any] = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
+    found.pop("results.before.json", None)  # killed after the results were written, and measured anew
+    if "results.json" in found:
+        record = json.loads((folder / "results.json").read_text())
+        found["results.json"] = {k: _strip(v) for k, v in record.items() if k not in ("created", "command")}
+    if "examples.csv" in found:
+        found["examples.csv"] = (folder / "examples.csv").read_bytes()
+    if "gallery.npz" in found:
+        with np.load(folder / "gallery.npz", allow_pickle=False) as arrays:
+            found["gallery.npz"] = {name: arrays[name].tobytes() for name in arrays.files}
+    return found
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _strip(v) for k, v in value.items() if k != "seconds"}
+    return [_strip(v) for v in value] if isinstance(value, list) else value
+
+
+def _without_seconds(path: Path) -> Any:
     text = path.read_text(encoding="utf-8") if path.exists() else "null"
     parts = text.splitlines() if path.suffix == ".jsonl" else [text]
-    return [strip(json.loads(part)) for part in parts]
+    return [_strip(json.loads(part)) for part in parts]
 
 
 def plans(num: int, duration: float, seed: int) -> list[tuple[Kill, ...]]:
@@ -186,6 +224,28 @@ def plans(num: int, duration: float, seed: int) -> list[tuple[Kill, ...]]:
         )
         for first in ("before", "middle", "written", "renamed", "middle", "renamed", "written")
     ]
+    return _in_turn(num, writes, batches, chance, duration)
+
+
+def evaluation_plans(num: int, duration: float, seed: int) -> list[tuple[Kill, ...]]:
+    """`num` plans: half die inside writes of kept batches and of the results, the others at random moments."""
+    chance, places = random.Random(seed), ("before", "middle", "written", "renamed")
+    files = ("settings.json", "results.json", "examples.csv", "gallery.npz", "report.html")
+    writes: list[tuple[Kill, ...]] = []
+    for i in range(num):
+        batch = chance.randrange(9)
+        first = Kill(f"{batch:06d}.npz", 1, places[i % 4])
+        then = Kill(chance.choice((f"{chance.randrange(batch + 1, 10):06d}.npz", *files[1:])), 1, chance.choice(places))
+        writes.append((Kill(files[i % 5], 1, places[i % 4]),) if i % 3 == 2 else (first, then))
+    moments = [
+        tuple(Kill(seconds=chance.uniform(0, duration / 2)) for _ in range(chance.randint(1, 3))) for _ in writes
+    ]
+    return [writes[i // 2] if i % 2 else moments[i // 2] for i in range(num)]
+
+
+def _in_turn(
+    num: int, writes: list[tuple[Kill, ...]], batches: list[tuple[Kill, ...]], chance: random.Random, duration: float
+) -> list[tuple[Kill, ...]]:
     found = []
     for i in range(num):
         if i % 3 == 0 and writes:
@@ -216,21 +276,28 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/kill-and-resume"), help="folder for runs and results")
+    parser.add_argument("--what", choices=("train", "evaluate"), default="train")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in the trials
-    lines, wanted = Lines(args.out / f"trials-{args.seed}.jsonl"), args.out / "reference"
+    run, wanted, make_plans, last = RUN, args.out / "reference", plans, "training.json"
+    if args.what == "evaluate":
+        if not (wanted / "training.json").exists():
+            reference(wanted)
+        run, wanted = (*EVALUATION, str(wanted)), args.out / "reference-evaluation"
+        make_plans, last = evaluation_plans, "results.json"
+    lines = Lines(args.out / f"{args.what}-{args.seed}.jsonl")
     first = lines.find(what="reference")
-    if first is None or not (wanted / "training.json").exists():
+    if first is None or not (wanted / last).exists():
         shutil.rmtree(wanted, ignore_errors=True)
-        first = lines.add({"what": "reference", "seconds": reference(wanted)})
-    for number, plan in enumerate(plans(args.trials, first["seconds"], args.seed)):
+        first = lines.add({"what": "reference", "seconds": reference(wanted, run)})
+    for number, plan in enumerate(make_plans(args.trials, first["seconds"], args.seed)):
         if lines.find(what="trial", number=number):
             continue
-        folder = args.out / f"trial-{number}"
+        folder = args.out / f"{args.what}-{number}"
         shutil.rmtree(folder, ignore_errors=True)
-        trial = run_trial(folder, wanted, RUN, plan)
+        trial = run_trial(folder, wanted, run, plan)
         lines.add({"what": "trial", "number": number, **asdict(trial)})
         if trial.same:
             shutil.rmtree(folder)
@@ -242,10 +309,10 @@ def main() -> None:
         rows.append((kills, "same" if r["same"] else f"DIFFERENT: {', '.join(r['different'])}"))
     good, dead = sum(r["same"] for r in trials), sum(bool(r["kills"]) for r in trials)
     inside = sum(any("write" in kill for kill in r["kills"]) for r in trials)
-    print("\n" + table(("killed", "weights, history and record"), rows))
+    print("\n" + table(("killed", "what was written"), rows))
     print(f"\n{good} of {len(trials)} runs ended with the bytes of the undisturbed run; {dead} were really killed,")
     print(f"{sum(len(r['kills']) for r in trials)} times in all; {inside} of them at the write of a file.\n")
-    print(provenance(seed=args.seed, n=f"{len(trials)} runs of: sparring train {' '.join(RUN)}"))
+    print(provenance(seed=args.seed, n=f"{len(trials)} runs of: sparring {args.what} {' '.join(run)}"))
     sys.exit(0 if good == dead == len(trials) else 1)
 
 
