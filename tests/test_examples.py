@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -22,17 +24,42 @@ def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def own_loop(found: dict[str, Any], out: str) -> None:
+    assert "They look normalised" in out
+    assert found["hardened"].robust.count > found["plain"].robust.count
+    assert "examples.csv, gallery.npz, report.html, results.json" in out
+
+
+def two_recipes(table: str, out: str) -> None:
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith(("| pgd-at", "| trades"))]
+    assert [row[1] for row in rows] == ["3", "3"]
+    assert all("±" in row[3] for row in rows)
+
+
+def black_box_over_http(found: tuple[Any, Any], out: str) -> None:
+    evaluation, remote = found
+    assert evaluation.robust.count < evaluation.clean.count
+    assert str(remote.rows) in out
+    assert [finding.name for finding in evaluation.findings] == ["no_gradient"]
+
+
+CLAIMS: dict[str, Callable[[Any, str], None]] = {f.__name__: f for f in (own_loop, two_recipes, black_box_over_http)}
+"""What is asked of an example beside that it runs, by its name: of what its main returned and printed."""
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_prints_and_leaves_the_generator_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = torch.get_rng_state()
-    load(path, monkeypatch).main()
+    result = load(path, monkeypatch).main()
     assert torch.equal(torch.get_rng_state(), before)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines
-    assert max(map(len, lines)) <= 120
+    out = capsys.readouterr().out
+    assert out
+    widest = 400 if path.stem == "two_recipes" else 120  # a Markdown table
+    assert max(map(len, out.splitlines())) <= widest
+    CLAIMS.get(path.stem, lambda *_: None)(result, out)
 
 
 @pytest.fixture

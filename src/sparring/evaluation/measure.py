@@ -81,7 +81,9 @@ class Evaluation:
             name.replace("_", " "): f"{metric.value:.1%} (95 % interval {metric.low:.1%} to {metric.high:.1%})"
             for name, metric in self.metrics.items()
         }
-        attacks = ", ".join(dict.fromkeys(attack.name for attack in self.attacks))
+        names = list(dict.fromkeys(attack.name for attack in self.attacks))
+        kinds = dict.fromkeys(name.partition(":")[0] for name in names)
+        attacks = ", ".join(names) if len(names) < 4 else f"{len(names)} attacks ({', '.join(kinds)})"
         how = f"{self.threat.text()}, {attacks}; n = {self.robust.n}, seed {self.seed}"
         told = ", ".join(f"{finding.name} ({finding.level})" for finding in self.findings)
         return {"measured": how, **found, "findings": told or "none"}

@@ -154,7 +154,8 @@ class Ball(ThreatModel):
         if unit and low >= 0 and 2 < high <= 255:
             hint = "They look like bytes, 0 to 255: divide by 255"
         elif unit and low < 0:
-            hint = "They look normalised: undo that, and put it into the model; normalisation belongs inside the model"
+            inside = "Sequential(sparring.Normalize(mean, std), network)"
+            hint = f"They look normalised: undo that, and put it into the model, {inside}"
         else:
             hint = "Scale the data, or give the threat model the box of your data"
         return (
