@@ -1,12 +1,15 @@
 """Generators measured: digits, MNIST, three losses at equal time, and collapses that the guard takes back.
 
 CPU seconds of one thread, so that a busy machine changes nothing but the wait: python benchmarks/gan.py digits mnist
-losses collapse --out gan.jsonl. A part that is in the file is not computed again.
+losses collapse features --out gan.jsonl. A part that is in the file is not computed again. features: digits and MNIST
+after --seconds, in the features that are built in and in the last hidden layer of the same classifier alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from sparring.modalities import load_data
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.files import picture_grid
 from sparring.modalities.images.generate import prepared
-from sparring.quality.features import Extractor, extractor_of, kept_features
+from sparring.quality.features import Extractor, FeatureNet, extractor_of, kept_features
 from sparring.quality.judge import judge_with_controls
 from sparring.training.collapse import CollapseGuard
 from sparring.training.gan import GAMES, Gan, GanLoss, Pair, build_pair, sample_images
@@ -84,6 +87,44 @@ def judged(pair: Pair, data: Dataset, extractor: Extractor, num: int, seed: int,
         images, prepared(data, data.x_train), prepared(data, data.x_test), extractor, data.num_classes, seed=seed
     )
     return {key: value for key, value in found.items() if key != "closest"}
+
+
+def in_both_features(data: Dataset, net: FeatureNet, pair: Pair, num: int, seed: int) -> dict[str, Any]:
+    """What `judge_with_controls` says in either features, and of real images of half of the classes."""
+
+    def last_layer(x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = net.last(functools.reduce(lambda seen, stage: stage(seen).relu(), net.stages, 2 * x - 1))
+        return hidden
+
+    x_train, x_test = prepared(data, data.x_train), prepared(data, data.x_test)
+    built_in = extractor_of(net, x_test, data.y_test)
+    made = sample_images(pair, torch.arange(num) % 10, Noise.make(seed, "benchmark", torch.arange(num)))
+    half = x_train[data.y_train < 5][: 3 * num]
+    found = {}
+    for name, extractor in (
+        ("all layers", built_in), ("last layer", dataclasses.replace(built_in, embed=last_layer))
+    ):  # fmt: skip
+        own, halved = (judge_with_controls(x, x_train, x_test, extractor, 10, seed=seed) for x in (made, half[:num]))
+        found[name] = {"verdict": own["verdict"], "findings": own["findings"]}
+        found[name]["rows"] = {**own["rows"], "five classes": halved["rows"]["generated"]}
+    return found
+
+
+def features(lines: Lines, folder: Path, seconds: float) -> str:
+    """One generator of each data set in both features."""
+    rows = []
+    for name, num in (("digits", 360), ("mnist", 3000)):
+        data = load_data(name)
+        net = kept_features(folder / f"{name}.safetensors", prepared(data, data.x_train), data.y_train, 10, seed=0)
+        key = {"part": "features", "data": name, "seconds": seconds if name == "mnist" else 20.0}
+        found = lines.find(**key)
+        if found is None:
+            pair, _, steps = learn(data, key["seconds"], 0, **BASE)
+            found = lines.add({**key, "steps": steps, "found": in_both_features(data, net, pair, num, 0)})
+        for which, judged_in in found["found"].items():
+            title = f"{name}, {which}, {found['steps']} steps, {judged_in['verdict']}"
+            rows += [row(f"{title}: {of}", judged_in, of) for of in judged_in["rows"]]
+    return table(HEAD, rows)
 
 
 def row(name: str, found: dict[str, Any], of: str = "generated") -> list[str]:
@@ -161,13 +202,17 @@ def collapses(lines: Lines, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=["digits", "mnist", "losses", "collapse"])
+    parser.add_argument("parts", nargs="+", choices=["digits", "mnist", "losses", "collapse", "features"])
+    parser.add_argument("--seconds", type=float, default=60, help="CPU seconds on MNIST of the part features")
     parser.add_argument("--out", type=Path, default=Path("gan.jsonl"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     lines = Lines(asked.out)
     for part in asked.parts:
-        text = collapses(lines, asked.out.parent) if part == "collapse" else measured(part, lines, asked.out.parent)
+        if part == "features":
+            text = features(lines, asked.out.parent, asked.seconds)
+        else:
+            text = collapses(lines, asked.out.parent) if part == "collapse" else measured(part, lines, asked.out.parent)
         print(f"\n{part}\n\n{text}\n")
     print(provenance(seed="in the table", n="360 (digits), 3000 (MNIST)"))
 
