@@ -24,7 +24,7 @@ from sparring.app.compare import written
 from sparring.app.evaluate_folder import evaluate_folder, from_run
 from sparring.app.generate import Drawn, draw_images, soft_labels, write_sample
 from sparring.app.settings import EvaluationSettings
-from sparring.app.train_run import settings_for, start_run
+from sparring.app.train_run import resume_run, settings_for, start_run
 from sparring.core.batches import draw
 from sparring.modalities import load_data
 from sparring.modalities.images.generate import prepared
@@ -77,7 +77,7 @@ def trained(out: str, part: Part, seed: int, **options: Any) -> Path:
     """A run of that name in this folder."""
     folder, asked = Path(out), {"data": "few.npz", "seed": seed, "device": "cpu", **options}
     if not (folder / "training.json").exists():
-        start_run(settings_for(asked), folder)
+        resume_run(folder) if (folder / "config.json").exists() else start_run(settings_for(asked), folder)
         print(f"{Path.cwd().name}: {out}", flush=True)
     return folder
 
@@ -103,12 +103,12 @@ def extras(part: Part, seed: int) -> None:
 
 
 def arm(name: str, part: Part, seed: int) -> Path:
-    """The folder of an arm's evaluation."""
+    """The folder of an arm's evaluation; the checks, which take as long as the attacks, are made for the first seed."""
     options = dict(ARMS[name])
     if options.pop("crop", False):
         options["crop"] = part.crop
     run = trained(name.replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
-    asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, device="cpu")
+    asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, checks=seed == 0)
     if not (run / "evaluation" / "results.json").exists():
         evaluate_folder(from_run(run), run / "evaluation", asked)
     return (run / "evaluation").resolve()

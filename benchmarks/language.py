@@ -39,6 +39,7 @@ END, UNKNOWN = 0, 1
 TEMPERATURES = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 NUM_STEPS = (50, 200)
 """Of fine-tuning; each is judged."""
+FIGURES = {"judge": ".2f", "self_bleu": ".3f", "distinct_1": ".3f", "distinct_2": ".3f", "copies": ".3f"}
 Words = list[str]
 
 
@@ -209,45 +210,55 @@ def figures(texts: list[Words], reviews: Reviews) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measured(reviews: Reviews, lines: Lines, seed: int) -> None:
-    """Both models of a seed; a line for each temperature and moment."""
-    held, started = reviews.ids(reviews.held), time.process_time()
+def measured(reviews: Reviews, seed: int) -> list[dict[str, Any]]:
+    """Both models of a seed: a record for each temperature and moment."""
+    held, started, records = reviews.ids(reviews.held), time.process_time(), list[dict[str, Any]]()
     pair = likeliest(reviews, seed)
 
-    def judge(name: str, temperatures: Sequence[float]) -> None:
+    def judge(name: str, temperatures: Sequence[float], draw: int = 0) -> None:
         seconds = time.process_time() - started
         for temperature in temperatures:
-            texts = written(pair, reviews, temperature, seed)
+            texts = written(pair, reviews, temperature, seed + 1000 * draw)
             about = {"seed": seed, "model": name, "temperature": temperature, "seconds": seconds}
             found = {**figures(texts, reviews), "held_out": held_out_loss(pair, held, temperature)}
-            lines.add({**about, **found, "examples": [" ".join(text) for text in texts[:8]]})
+            records.append({**about, **found, "examples": [" ".join(text) for text in texts[:8]]})
 
     judge("likelihood", TEMPERATURES)
+    judge("likelihood, drawn again", (0.8, 1.0), draw=1)  # how far chance alone goes from the curve
     started = time.process_time()
     tuned(pair, reviews, seed, lambda step: judge(f"tuned {step}", (0.8, 1.0)))
+    return records
 
 
-def beside_the_curve(lines: Lines, seed: int, record: dict[str, Any]) -> float:
+def beside_the_curve(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> float:
     """How much likelier (below 0) the judge finds it than maximum likelihood at a temperature of that self-BLEU."""
-    curve = sorted(
-        (r["self_bleu"], r["judge"]) for r in lines.records if (r["seed"], r["model"]) == (seed, "likelihood")
-    )
+    own = [r for r in records if (r["seed"], r["model"]) == (record["seed"], "likelihood")]
+    curve = sorted((r["self_bleu"], r["judge"]) for r in own)
     return float(record["judge"] - np.interp(record["self_bleu"], *zip(*curve, strict=True)))
 
 
-def draw(lines: Lines, path: Path) -> None:
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """The curve of each seed, with the points of fine-tuning."""
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(6, 4))).add_subplot()
-    for model, line in {r["model"]: "-" if r["model"] == "likelihood" else "" for r in lines.records}.items():
-        for seed in sorted({r["seed"] for r in lines.records}):
-            own = [r for r in lines.records if (r["seed"], r["model"]) == (seed, model)]
+    for model, line in {r["model"]: "-" if r["model"] == "likelihood" else "" for r in records}.items():
+        for seed in sorted({r["seed"] for r in records}):
+            own = [r for r in records if (r["seed"], r["model"]) == (seed, model)]
             places = [[r[key] for r in own] for key in ("self_bleu", "judge")]
             axes.plot(*places, "." + line, label=f"{model}, seed {seed}")
     axes.set(xlabel="self-BLEU-3 (less: more diverse)", ylabel="judge: -log p a word (less: likelier)")
     axes.legend(fontsize=6)
     figure.savefig(path, dpi=120)
+
+
+def cells(found: dict[str, float]) -> list[str]:
+    return [f"{found[key]:{form}}" for key, form in FIGURES.items()]
+
+
+def unknown(texts: Sequence[Words]) -> float:
+    words = [word for text in texts for word in text]
+    return words.count("<unknown>") / len(words)
 
 
 def main() -> None:
@@ -258,37 +269,24 @@ def main() -> None:
     torch.set_num_threads(1)
     reviews, lines = Reviews(), Lines(asked.out)
     for seed in range(asked.seeds):
-        last = {"seed": seed, "model": f"tuned {NUM_STEPS[-1]}", "temperature": 1.0}
-        if not lines.find(**last):
-            lines.records = [r for r in lines.records if r["seed"] != seed]
-            measured(reviews, lines, seed)
+        if not lines.find(seed=seed):
+            lines.add({"seed": seed, "records": measured(reviews, seed)})
             print(f"seed {seed} is done", flush=True)
-    rows = [["training sentences", "", *cells(figures(reviews.train[:NUM_WRITTEN], reviews)), "", ""],
-            ["held-out sentences", "", *cells(figures(reviews.held, reviews)), "", ""]]  # fmt: skip
-    for model, temperature in dict.fromkeys((r["model"], r["temperature"]) for r in lines.records):
-        own = [r for r in lines.records if (r["model"], r["temperature"]) == (model, temperature)]
+    records = [record for line in lines.records for record in line["records"]]
+    real = {"training sentences": reviews.train[:NUM_WRITTEN], f"held-out sentences, {len(reviews.held)}": reviews.held}
+    rows = [[name, "", *cells(figures(texts, reviews)), "", ""] for name, texts in real.items()]
+    for model, temperature in dict.fromkeys((r["model"], r["temperature"]) for r in records):
+        own = [r for r in records if (r["model"], r["temperature"]) == (model, temperature)]
         means = {key: sum(r[key] for r in own) / len(own) for key in (*FIGURES, "held_out")}
-        beside = [] if model == "likelihood" else [f"{beside_the_curve(lines, r['seed'], r):+.2f}" for r in own]
+        beside = [] if model == "likelihood" else [f"{beside_the_curve(records, r):+.2f}" for r in own]
         rows.append([model, temperature, *cells(means), f"{means['held_out']:.3f}", " ".join(beside)])
     print(table(["", "temperature", *FIGURES, "held-out -log p", "beside the curve, by seed"], rows) + "\n")
     shares = [
         f"{unknown(texts):.1%} of {name}" for name, texts in (("training", reviews.train), ("held out", reviews.held))
     ]
     print(f"{len(reviews.words)} words; unknown: {', '.join(shares)}\n")
-    draw(lines, asked.out.with_suffix(".png"))
+    draw(records, asked.out.with_suffix(".png"))
     print(provenance(seed=f"0 to {asked.seeds - 1}", n=f"{NUM_WRITTEN} written, {len(reviews.held)} held out"))
-
-
-FIGURES = {"judge": ".2f", "self_bleu": ".3f", "distinct_1": ".3f", "distinct_2": ".3f", "copies": ".3f"}
-
-
-def cells(found: dict[str, float]) -> list[str]:
-    return [f"{found[key]:{form}}" for key, form in FIGURES.items()]
-
-
-def unknown(texts: Sequence[Words]) -> float:
-    words = [word for text in texts for word in text]
-    return words.count("<unknown>") / len(words)
 
 
 if __name__ == "__main__":
