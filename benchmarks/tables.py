@@ -195,7 +195,9 @@ def part(lines: Lines, name: str, which: str, args: argparse.Namespace, seed: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", help="JSON lines to keep results in")
-    parser.add_argument("--models", default="standard,hardened,found", help="resnet, resnet-hardened, trees, trees-found")
+    parser.add_argument(
+        "--models", default="standard,hardened,found", help="resnet, resnet-hardened, trees, trees-found"
+    )
     parser.add_argument("--threats", default="l2,l1", help="that are judged")
     parser.add_argument("--trained", default="l2", choices=["l2", "l1"], help="the threat of training")
     parser.add_argument("--seeds", type=int, default=3)
