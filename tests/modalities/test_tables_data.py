@@ -144,6 +144,7 @@ def test_values_that_look_missing_or_quoted_are_what_they_are(tmp_path: Path) ->
         ((HEADER + ROW).encode("utf-16"), "name it: encoding=cp1252"),
         ((HEADER + ROW.replace("good", "Web \u2013 XSS")).encode("cp1252"), "is not utf-8-sig.*encoding=cp1252"),
         (HEADER + '"7', "row 2 has 1 cell"),
+        ((HEADER + ROW).replace(",", ";"), "one name holds several, parted by something else than the commas"),
     ],
 )  # fmt: skip
 def test_what_will_not_do_is_told_with_row_and_value(content: str | bytes, sentence: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,8 @@ def _check_header(path: str, header: list[str], schema: Schema) -> None:
     if missing := [name for name in wanted if name not in header]:
         close = [name for name in header if name.lower() == missing[0].lower()]
         hint = f"; there is {close[0]!r}" if close else ""
+        if len(header) == 1 and re.search(r"[;\t|]", header[0]):
+            hint = "; its one name holds several, parted by something else than the commas that are expected"
         raise ValueError(f"{path}: lacks the column(s) {', '.join(map(repr, missing[:5]))} of the schema{hint}")
     if more := [name for name in header if name not in {*wanted, *schema.ignore}]:
         index = "; a column without a name is the row number that pandas saves" if {*more} & {"", "Unnamed: 0"} else ""

@@ -155,25 +155,28 @@ class Evolution(TableSearch):
 
     def children(self, threat: Columns, x: Rows, old: Tensor, noise: Noise, t: int) -> Tensor:
         """(b, P, D): a better member, with a quarter of the columns of another one, and one to four drawn anew."""
-        num, size, width = old.shape
-        u = noise.uniform((size, 3 * width + 3), draw=t + 1).to(old)
-        mix, move, value, rest = u.split([width, width, width, 3], 2)
+        num, size, _ = old.shape
+        s, facts = threat.schema, threat._facts(x)
+        at = torch.from_numpy(s.may_grow | s.may_fall | s.derived).to(old.device).nonzero()[:, 0]  # all else stays 0
+        u = noise.uniform((size, 3 * len(at) + 3), draw=t + 1).to(old)
+        mix, move, value, rest = u.split([len(at)] * 3 + [3], 2)
         half, each = (rest[:, :, :2] ** 2 * size).long(), torch.arange(num, device=old.device)[:, None]
-        one, other = old[each, half[:, :, 0]], old[each, half[:, :, 1]]
+        one, other = (old[:, :, at][each, half[:, :, i]] for i in range(2))
         child = torch.where(mix < 0.25, other, one)
-        free = threat._free(x)
+        free = threat._free(x)[:, at]
         among = move.masked_fill(~free[:, None], -1.0)
         count = 1 + (rest[:, :, 2:] * 4).long()
         order = among.argsort(dim=2, descending=True, stable=True)
-        low, high = (end[:, None] for end in threat.room(x))
+        low, high = (end[:, None, at] for end in threat.room(x))
         # back, one step down or up, to either end of what is left, or anywhere between
-        left, rows, step = _left(threat, child), x["rows"], threat._facts(x).step
-        down, up = (threat.measured(x, rows + sign * step)[:, None] for sign in (-1, 1))
+        left, rows = _left(threat, child), x["rows"]
+        down, up = (threat.measured(x, rows + sign * facts.step)[:, None, at] for sign in (-1, 1))
         ends = torch.where(value < 0.6, left.where(value < 0.5, -left), (5 * value - 4) * left)
         steps = child + torch.where(value < 0.3, down, up)
         drawn = torch.where(value < 0.2, 0.0, steps.where(value < 0.4, ends)).clamp(low, high)
         child = torch.where((order.argsort(2) < count) & free[:, None], drawn, child)
-        return torch.zeros_like(child).scatter(2, order, _within_radius(threat, child.gather(2, order)))
+        found = torch.zeros_like(child).scatter(2, order, _within_radius(threat, child.gather(2, order)))
+        return torch.zeros_like(old).index_copy(2, at, found)
 
 
 def _within_radius(threat: Columns, z: Tensor) -> Tensor:

@@ -192,14 +192,16 @@ class Columns(ThreatModel):
 
     def _snapped(self, x: Rows, z: Tensor) -> Tensor:
         """Whole steps, rounded towards the clean value, and one value of each category; inside the range."""
-        f, rows, moved = self._facts(x), x["rows"], self._moved(x, z)
-        steps = (moved - rows) / torch.where(f.step > 0, f.step, 1.0)
+        f, rows, relaxed = self._facts(x), x["rows"], self._moved(x, z)
+        steps = (relaxed - rows) / torch.where(f.step > 0, f.step, 1.0)
         steps = (steps + 1e-6 * steps.sign()).trunc()  # log and exp come back a little short
-        moved = torch.where(f.step > 0, rows + steps * f.step, moved)
+        moved = torch.where(f.step > 0, rows + steps * f.step, relaxed)
         low, high = self._ends(x)
         moved = torch.where(x["may_change"][:, None], torch.minimum(torch.maximum(moved, low), high), rows)
         for group in self.schema.groups:
-            old, near = rows[:, group], self._moved(x, z)[:, group]
+            if not (self.schema.may_grow | self.schema.may_fall)[group].any():
+                continue
+            old, near = rows[:, group], relaxed[:, group]
             pick = torch.zeros_like(near).scatter_(1, (near - 1e-6 * old).argmax(1, keepdim=True), 1.0)
             stays = (near == old).all(1, keepdim=True) | (old.sum(1, keepdim=True) != 1)
             moved[:, group] = torch.where(stays, old, pick)
