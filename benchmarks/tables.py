@@ -69,7 +69,7 @@ class Settings:
     rounds: int
 
 
-SETTINGS = {PHISHING: Settings(1.6, 10, 1.0, 2), NSL_KDD: Settings(4.0, 4, 3.0, 2)}
+SETTINGS = {PHISHING: Settings(1.6, 10, 1.0, 2), NSL_KDD: Settings(4.0, 4, 8.0, 2)}
 
 
 @functools.cache
