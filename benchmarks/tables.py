@@ -36,6 +36,7 @@ from sparring.core.types import map_inputs, take
 from sparring.evaluation.measure import measure
 from sparring.modalities import find, load_data
 from sparring.modalities.tables.cells import read_chunks
+from sparring.modalities.tables.read import facts_of
 from sparring.modalities.tables.search import evolve, greedy_columns
 from sparring.results.statistics import wilson
 from sparring.training.found import train_on_found
@@ -72,17 +73,23 @@ class Settings:
 SETTINGS = {PHISHING: Settings(1.6, 10, 1.0, 2), NSL_KDD: Settings(4.0, 4, 8.0, 2)}
 
 
+read_once = functools.cache(load_data)
+
+
 @functools.cache
 def data_of(split: str, seed: int) -> tuple[Any, np.ndarray]:
     """The table, and of each test row what group it is of: its label, or the category of the attack."""
     path = Path(os.environ["SPARRING_DATA"], SPLITS[split])
     if split == "kddtest":
-        data = load_data(f"table:nsl_kdd,rows=25000,seed={seed}")
-        return data, categories(path.with_name("test.csv.gz"))
+        whole = read_once("table:nsl_kdd")
+        rows = torch.randperm(len(whole.y_train), generator=torch.Generator().manual_seed(seed))[:25000]
+        x, y = take(whole.x_train, rows), whole.y_train[rows]
+        facts = facts_of(x["rows"].numpy(), whole.schema)
+        return replace(whole, x_train=x, y_train=y, facts=facts), categories(path.with_name("test.csv.gz"))
     if split == "row":
         data = load_data(f"table:phishing_urls,seed={seed}")
         return data, np.array(data.class_names)[data.y_test]
-    whole = load_data(f"table:{path.parent.name},test={path}")  # of phishing all rows, in the order of the file
+    whole = read_once(f"table:{path.parent.name},test={path}")  # of phishing all rows, in the order of the file
     x, y = (whole.x_test, whole.y_test) if split == "host" else (whole.x_train, whole.y_train)
     draw = np.random.default_rng(seed)
     if split == "host":
