@@ -2,7 +2,8 @@
 
 Every word that is no stop word may become one of its 8 nearest counter-fitted neighbours, all of them at once. Robust
 means: right under a gradient attack on two losses, greedy search by two rankings and full search (the plan `full`).
---task ag_news does so with the first 1,000 test texts of AG News; --task sms_spam misspells the words of messages.
+--task ag_news and thucnews do so with 1,000 test texts, drawn evenly over the classes; the headlines of thucnews with
+--list FILE, a list of one's own (benchmarks/homophones.py makes one). --task sms_spam misspells the words of messages.
 Certified: by interval bounds; attacks are run on certified sentences all the same, and none may fall.
 
 --choose trains with other settings and judges on the held-out training sentences instead: that is where the settings in
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import Lines, percent, provenance, table
 from sparring.app.settings import TrainingSettings
 from sparring.app.train_run import load, settings_for, start_run
-from sparring.core.batches import Batches, hold_out
+from sparring.core.batches import Batches, draw, hold_out
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
 from sparring.modalities import find, load_data
@@ -36,6 +37,7 @@ TASKS = {
     "sst2": ("sst2,vectors=glove", "words:1.0,k=8,list=counterfitted"),
     "ag_news": ("ag_news,vectors=glove,length=48", "words:1.0,k=8,list=counterfitted"),
     "sms_spam": ("sms_spam,length=60", "characters:1.0,k=8"),
+    "thucnews": ("thucnews,length=32,list={list}", "words:1.0,k=8"),
 }
 RUNS = {
     "plain": {"recipe": "standard", "epochs": 8},
@@ -86,7 +88,8 @@ def run(task: str, name: str, model: str, options: dict[str, Any], seed: int, ch
         start_run(settings(task, model, options, seed), Path(folder) / "run")
         seconds = time.process_time() - started
         network = load(Path(folder) / "run")
-    batches = data.batches("test", 250, 1000 if task == "ag_news" else None)
+    rows = draw(data.y_test, 1000, 0, balanced=True) if task in ("ag_news", "thucnews") else None
+    batches = data.batches("test", 250, rows=rows)
     if choose:
         _, held = hold_out(data.y_train, (len(data.y_train) // 10) / len(data.y_train), seed=seed)
         batches = Batches(take(data.x_train, held), data.y_train[held], 250)
@@ -103,8 +106,10 @@ def main() -> None:
     parser.add_argument("--models", default="bag,cnn-text")
     parser.add_argument("--runs", default="", help="names, with commas; all unless given")
     parser.add_argument("--choose", action="store_true", help="on held-out training sentences")
+    parser.add_argument("--list", type=Path, help="of substitutes, for thucnews")
     parser.add_argument("--out", type=Path, default=Path("text.jsonl"))
     asked = parser.parse_args()
+    TASKS["thucnews"] = (TASKS["thucnews"][0].format(list=asked.list), TASKS["thucnews"][1])
     torch.set_num_threads(1)
     lines, offered = Lines(asked.out), CHOICES if asked.choose else RUNS
     names = [name for name in asked.runs.split(",") if name] or list(offered)

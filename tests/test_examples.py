@@ -152,3 +152,15 @@ def test_collapse_is_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
     (real, _), (alone, none), (guarded, ways) = found.values()
     assert none == 0 and alone.spread < 0.5 * real.spread and alone.entropy < 0.85 and min(alone.shares) == 0
     assert ways == 1 and guarded.spread > 0.5 * real.spread and guarded.entropy > 0.9
+
+
+def test_spam_is_evaded_and_the_hardened_filter_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    example = load(Path(__file__).parents[1] / "examples" / "spam.py", monkeypatch)
+    found = example.main()
+    for name in ("plain", "hardened"):
+        assert found[name]["recall"] > 0.9 and found[name]["false alarms"] < 0.1
+        assert found[name]["recall, both"] <= min(found[name][f"recall, {how}"] for how in ("misspelt", "replaced"))
+    assert found["plain"]["recall, both"] < 0.7 < 0.9 < found["hardened"]["recall, both"]
+    with pytest.raises(SystemExit, match="expected one that is called spam"):
+        (tmp_path / "other.tsv").write_text("text\tlabel\n" + "a b\tx\nc d\ty\n" * 3, encoding="utf-8")
+        example.main(f"text:{tmp_path / 'other.tsv'}")

@@ -16,10 +16,15 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 from sparring import L2, Linf, fgsm, pgd, pgd_at
-from sparring.adapters.hugging_face import RobustLoss, ShiftedVectors
+from sparring.adapters.hugging_face import ReplacedWords, RobustLoss, ShiftedVectors
 from sparring.adapters.keras_models import KerasClassifier
 from sparring.adapters.scikit_learn import network_from
 from sparring.core.model_state import attack_mode
+from sparring.modalities.text.models import TextNet
+from sparring.modalities.text.recipes import TEXT_RECIPES
+from sparring.modalities.text.search import full_search
+from sparring.modalities.text.threats import Substitutions, substitution_table
+from sparring.modalities.text.tokens import Lexicon
 from sparring.threats import Lens
 
 # scikit-learn
@@ -191,4 +196,40 @@ def test_word_vectors_move_and_learn() -> None:
         recipe = pgd_at(Lens(L2(0.5, low=None, high=None), "shift"), num_steps=2)
 
     Text().compute_loss(model, texts).backward()
+    assert model.vectors.weight.grad.abs().sum() > 0
+
+
+def test_words_are_replaced_in_a_model_of_transformers_as_in_ours() -> None:
+    """The oracle is a network of the text room with the same weights."""
+
+    class Twin(TextNet):
+        def judge(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            weight = mask[..., None] / mask.sum(1)[:, None, None]
+            return model.last((vectors * weight).sum(1))
+
+    model = Bag()
+    twin = Twin(20, 6)
+    twin.words = model.vectors
+    lexicon = Lexicon(["", "?", *"abcdefghijklmnopqrstuvwxyz"], known=20)
+    table, allowed = substitution_table(lexicon, {"a": ("b", "z"), "c": ("d",), "e": ("f", "g", "h")}, 3)
+    threat = Substitutions(1.0, table, allowed, lexicon)
+    ids = torch.randint(2, 8, (5, 7))
+    there = (torch.arange(7) < 5).expand(5, -1).long()
+    texts = {"input_ids": ids, "attention_mask": there, "labels": torch.arange(5) % 3}
+    ours, x = ReplacedWords(model), ReplacedWords(model).batch(texts)
+    assert not threat.complaints(x) and "labels" not in x
+    for z in (threat.null(x), threat.project(x, torch.rand_like(threat.null(x)))):
+        torch.testing.assert_close(ours(threat.apply(x, z)), twin(threat.apply(x, z)))
+    found = full_search(threat)(ours, x, texts["labels"])
+    assert torch.equal(found.x_adv["ids"], full_search(threat)(twin, x, texts["labels"]).x_adv["ids"])
+
+    class Text(RobustLoss, Plain):
+        recipe = TEXT_RECIPES["substituted"](threat)
+        texts = ReplacedWords
+
+    seeded()
+    loss = Text().compute_loss(model.train(), texts)
+    seeded()
+    torch.testing.assert_close(loss, Text.recipe(twin.train(), x, texts["labels"]))
+    loss.backward()
     assert model.vectors.weight.grad.abs().sum() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,6 +197,23 @@ def test_freelb_is_the_mean_over_an_ascent_and_holds_dropout(data: Texts) -> Non
     assert torch.allclose(loss, (first + by_hand(z)) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("recipe", ["freelb", "ibp", "hull", "fgm"])
+def test_a_class_that_weighs_three_is_one_whose_texts_come_three_times(recipe: str, data: Texts) -> None:
+    model, (x, y), noise = network("bag", data), batch(data, 20), Noise.make(0, "test", torch.arange(20))
+    threat = KIND.make_threat("embedding:0.2" if recipe.startswith("f") else "words:1.0", data, model)
+    made = KIND.named_recipe(recipe)(threat)
+    often = torch.cat([torch.arange(20), *2 * [(y == 1).nonzero()[:, 0]]])
+    x_often = {name: tensor[often] for name, tensor in x.items()}
+    found = [
+        replace(made, class_weights=(1, 3))(model, x, y, noise=noise),
+        made(model, x_often, y[often], noise=noise.take(often)),
+        made(model, x, y, noise=noise),
+    ]
+    weighted, repeated, plain = (part[0] if isinstance(part, tuple) else part for part in found)
+    torch.testing.assert_close(weighted, repeated)
+    assert abs((weighted - plain).item()) > 1e-3
+
+
 def test_recipes_for_words_refuse_other_threats(data: Texts) -> None:
     ball = KIND.make_threat("embedding:1", data, network("bag", data))
     for recipe in ("hull", "substituted", "ibp"):
@@ -220,5 +238,3 @@ def test_hardened_training_holds_where_plain_training_fails(data: Texts) -> None
         found = full_search(threat)(model.eval(), data.x_test, data.y_test)
         left[recipe] = float((~found.reached).float().mean())  # type: ignore[operator]
     assert left["standard"] < 0.6 < 0.9 < min(left["hull"], left["substituted"]), left
-
-

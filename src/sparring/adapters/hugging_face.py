@@ -46,14 +46,44 @@ class ShiftedVectors(nn.Module):
         return logits_of(self.model(inputs_embeds=self.vectors(x["input_ids"]) + x[SHIFT], **others))
 
 
+class ReplacedWords(ShiftedVectors):
+    """A model of texts whose words can be replaced: `ids` (B, L) and `mask` (B, L), as the threats of texts have them.
+
+    With `weights` (B, L, K), `ids` are (B, L, K) and a word is the weighted mean of their vectors; `offset` (B, L, D)
+    is added. `unknown` is the number by which those at or above the model's vocabulary are read. Other tensors of a
+    batch (such as token types) reach the model as they are.
+    """
+
+    def __init__(self, model: Any, unknown: int = 1) -> None:
+        super().__init__(model)
+        self.unknown = unknown
+
+    def batch(self, texts: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The named inputs of tokenised texts, without labels."""
+        named = {name: value for name, value in texts.items() if name != "labels" and isinstance(value, Tensor)}
+        ids = named.pop("input_ids")
+        mask = named.pop("attention_mask", torch.ones_like(ids))
+        return {**named, "ids": ids, "mask": mask.bool()}
+
+    def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+        others = {name: value for name, value in x.items() if name not in ("ids", "mask", "weights", "offset")}
+        size = next(self.vectors.parameters()).shape[0]
+        vectors = self.vectors(torch.where(x["ids"] < size, x["ids"], self.unknown))
+        if "weights" in x:
+            vectors = (vectors * x["weights"][..., None]).sum(2)
+        vectors = vectors + x["offset"] if "offset" in x else vectors
+        return logits_of(self.model(inputs_embeds=vectors, attention_mask=x["mask"].long(), **others))
+
+
 class RobustLoss:
     """A mixin for `transformers.Trainer`: its loss in training is that of `recipe`; evaluation stays as it is.
 
-    `class Robust(RobustLoss, Trainer): recipe = pgd_at(Linf(8 / 255))`. Of texts the word vectors move, see
-    `ShiftedVectors`, and the recipe's threat is a lens on "shift".
+    `class Robust(RobustLoss, Trainer): recipe = pgd_at(Linf(8 / 255))`. Of texts the word vectors move, and the
+    recipe's threat is a lens on "shift" (`ShiftedVectors`); with `texts = ReplacedWords` its threat is one of texts.
     """
 
     recipe: ClassVar[Any] = None
+    texts: ClassVar[type[ShiftedVectors]] = ShiftedVectors
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, **more: Any) -> Any:
         """The recipe's loss. ValueError where there is no recipe, or the batch is neither of images nor of texts."""
@@ -63,7 +93,7 @@ class RobustLoss:
         if recipe is None:
             raise ValueError(f"{type(self).__name__} has no recipe; set one, such as recipe = pgd_at(Linf(8 / 255))")
         if "input_ids" in inputs and "labels" in inputs:
-            model = ShiftedVectors(model)
+            model = type(self).texts(model)
             pair: Any = model.batch(inputs), inputs["labels"]
         else:
             pair = pair_in(inputs)

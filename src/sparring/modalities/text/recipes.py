@@ -28,6 +28,7 @@ from sparring.modalities.text.threats import Substitutions
 from sparring.threats import ThreatModel
 from sparring.training.named import RECIPES
 from sparring.training.recipes import Crafting, Trades
+from sparring.training.supervised import Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Beside(Crafting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeLB:
+class FreeLB(Supervised):
     """The mean cross-entropy over `num_steps` moments of an ascent of the word vectors, from a random start.
 
     Every moment trains, so its backward pass serves twice. Dropout draws the same at each (so says the paper).
@@ -59,7 +60,7 @@ class FreeLB:
         for t in range(self.num_steps):
             z = z.requires_grad_()
             with private_rng(noise.seed, y.device):
-                losses.append(F.cross_entropy(model(self.threat.apply(x, z)), y))
+                losses.append(self._cross_entropy(model(self.threat.apply(x, z)), y))
             if t + 1 < self.num_steps:
                 grad = torch.autograd.grad(losses[-1], z, retain_graph=True)[0]
                 ahead = self.step * per_example(self.threat.radius, z) * self.threat.steepest(x, grad)
@@ -121,7 +122,7 @@ def _softmax(logits: Tensor, there: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntervalTraining:
+class IntervalTraining(Supervised):
     """(1 - k) * cross_entropy(model(x), y) + k * cross_entropy of the worst logits that interval bounds allow.
 
     k = weight * reach, where the box of each word grows with `reach` from 0 to 1 between the moments of `ramp`.
@@ -140,11 +141,11 @@ class IntervalTraining:
     def __call__(
         self, model: Any, x: Inputs, y: Tensor, *, noise: Noise | None = None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        clean = F.cross_entropy(model(x), y)
+        clean = self._cross_entropy(model(x), y)
         if self.reach == 0:
             return clean, {}
         gaps, k = words_gaps(model, x, y, self.threat, self.reach), self.weight * self.reach
-        worst = F.cross_entropy(-gaps, y)
+        worst = self._cross_entropy(-gaps, y)
         certified = (gaps.scatter(1, y[:, None], torch.inf).amin(1) > 0).float().mean()
         return (1 - k) * clean + k * worst, {"certified_in_box": certified.detach()}
 
