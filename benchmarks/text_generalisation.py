@@ -41,8 +41,9 @@ from sparring.training.recipes import standard, trades
 
 KIND = find("text")
 DATA = {"sst2": "sst2,vectors=glove,length=50,list=counterfitted", "ag_news": "ag_news,vectors=glove,length=48"}
-EPOCHS = {"sst2": 4, "ag_news": 3, "sst2 few": 20, "ag_news few": 15}
-RADIUS = {"fgm": 0.06, "random": 0.06, "freelb": 0.06, "vat": 0.2}
+EPOCHS = {"sst2": 8, "ag_news": 3, "sst2 few": 25, "ag_news few": 20}
+RADIUS = {"fgm": 0.06, "random": 0.06, "freelb": 0.06, "vat": 0.06}
+FEW_RADIUS = 0.2
 PASSES = {"plain": 1, "plain x2": 2, "plain x4": 4, "fgm": 3, "random": 2, "freelb": 3, "vat": 4, "substituted": 4}
 AGAINST = {"fgm": "plain x4", "random": "plain x2", "freelb": "plain x4", "vat": "plain x4", "substituted": "plain x4"}
 FEW = {"plain": 1, "plain x10": 10, "vat": 10, "random": 10}
@@ -98,7 +99,7 @@ def recipe_of(task: str, name: str, data: Any, model: Any, radius: float | None)
         return standard()
     if name == "substituted":
         return KIND.named_recipe("substituted")(KIND.make_threat("words:1.0,k=8,list=counterfitted", data))
-    radius = radius or RADIUS["vat" if "few" in task else name]
+    radius = radius or (FEW_RADIUS if "few" in task else RADIUS[name])
     ball = KIND.make_threat(f"embedding:{radius:g}", data, model)
     if name == "random":
         return Beside(attack=Attack(threat=ball, rule=Ascent(1.0), num_steps=0, start=uniform, keep="last"))
@@ -190,7 +191,7 @@ def main() -> None:
     for task in asked.tasks.split(","):
         data: Any = load_data(DATA[task.split()[0]])
         names = list(FEW if "few" in task else PASSES)
-        radii: list[float | None] = [0.03, 0.06, 0.12, 0.25] if asked.choose else [None]
+        radii: list[float | None] = [0.06, 0.2] if asked.choose else [None]
         for seed in range(asked.seeds):
             parts = parts_of(task, data, seed, asked.choose)
             for name in names:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,11 @@ def test_the_report_shows_sentences(folder: Path) -> None:
     assert "&lt;b&gt;" in page and "<b>witty" not in page and "<mark>" in page and "of the words of these texts" in page
     gallery = sparring.results.read.read_evaluation(evaluation).gallery
     assert gallery is not None
+    pairs = [json.loads(str(told)) for told in gallery["words"]]
+    often = Counter(word for text in pairs for word in {before.lower() for before, after in text if before != after})
+    shown = re.findall(r"<i>(\w+)</i> \((\d+)\)", page)
+    assert shown and [int(count) for _, count in shown] == sorted(often.values(), reverse=True)[: len(shown)]
+    assert all(often[word] == int(count) for word, count in shown)
     strings = load_data(write(folder)).strings["test"]  # type: ignore[attr-defined]
     for told, index in zip(gallery["words"], gallery["index"], strict=True):
         assert "".join(before for before, _ in json.loads(str(told))) == strings[int(index)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ _STYLE = Markup(
 _LEGEND = Markup(
     '<p class="soft-text">On the left the text as it was, on the right as attacked; changed words are underlined. '
     "Below: the model\N{RIGHT SINGLE QUOTATION MARK}s answer before and after, with its confidence. "
-    "{average:.0%} of the words of these texts were changed.</p>"
+    "{average:.0%} of the words of these texts were changed, most often {often}.</p>"
 )
 
 
@@ -37,16 +38,18 @@ def show_texts(run: StoredEvaluation) -> Shown:
         return Shown()
     if "words" not in gallery:
         return Shown(before=Markup("<p>The texts behind these examples were not kept: there is nothing to read.</p>"))
-    cards, shares = [], []
+    cards, shares, often = [], [], Counter[str]()
     for i, told in enumerate(gallery["words"]):
         pairs: list[Sequence[str]] = json.loads(str(told))
         changed, length = sum(a != b for a, b in pairs), int(gallery["x/mask"][i].sum())
         shares.append(changed / max(1, length))
+        often.update(sorted({a.lower() for a, b in pairs if a != b}))  # once a text
         cards.append(_CARD.format(
             original=_side(pairs, 0), attacked=_side(pairs, 1), changed=f"{changed} of {length} words changed",
             **run.answer(i),
         ))  # fmt: skip
-    legend = _LEGEND.format(average=float(np.mean(shares)))
+    named = Markup(", ").join(Markup("<i>{}</i> ({})").format(*one) for one in often.most_common(8))
+    legend = _LEGEND.format(average=float(np.mean(shares)), often=named)
     return Shown(cards, before=_STYLE, after=legend)
 
 
