@@ -67,25 +67,22 @@ def learned(data: Any, recipe: Any, seed: int = 0) -> torch.nn.Module:
     model = KIND.make_model("bag", seed, data.given)
     recipe = replace(recipe, class_weights=read_class_weights("balanced", data.y_train, data.class_names))
     batches = Batches(data.x_train, data.y_train, 64, seed=seed, shuffle=True)
-    epochs, optimizer = max(8, 20_000 // len(data.y_train)), torch.optim.Adam(model.parameters(), 2e-3)
+    epochs, optimizer = max(8, 10_000 // len(data.y_train)), torch.optim.Adam(model.parameters(), 2e-3)
     train(model, batches, recipe, optimizer, num_epochs=epochs, seed=seed)
     return model.eval()
 
 
 def judged(model: torch.nn.Module, data: Any, against: dict[str, Any]) -> Numbers:
-    """Recall of spam, clean and under each threat (gradients and searches), and the share of ham that is taken for it.
-
-    Nobody attacks on behalf of ham, so the false alarms are those on messages as they came.
-    """
+    """Recall of spam, clean and under each threat (gradients and searches), and the share of ham taken for it."""
     spam = data.class_names.index("spam")
     rows = {name: (data.y_test == spam) == found for name, found in (("spam", True), ("ham", False))}
     batches = {name: data.batches("test", rows=row.nonzero()[:, 0]) for name, row in rows.items()}
     with torch.no_grad():
         alarms = sum(int((model(x).argmax(1) == spam).sum()) for x, _ in batches["ham"])
-    numbers = {"false alarms": alarms / int(rows["ham"].sum())}
+    numbers = {"false alarms": alarms / int(rows["ham"].sum())}  # on messages as they came: nobody attacks for ham
     for name, threat in against.items():
         found = measure(model, batches["spam"], threat, KIND.make_plan("full", threat), curve=())
-        numbers |= {"recall": found.clean.value, f"recall, {name}": found.robust.value}
+        numbers |= {"recall": found.clean.value, name: found.robust.value}
     return numbers
 
 
@@ -97,12 +94,12 @@ def main(source: str | None = None) -> dict[str, Numbers]:
             raise SystemExit(f"the classes are {', '.join(data.class_names)}; expected one that is called spam")
         against = threats(data, Path(folder))
         worst = list(against.values())[-1]
-        print(f"{len(data.y_train)} messages to learn from, {len(data.y_test)} to judge on; {worst.describe()}")
+        print(f"{len(data.y_train)} messages to learn from, {len(data.y_test)} to judge on.\n{worst.describe()}")
         found = {}
         for name, recipe in (("plain", "standard"), ("hardened", "hull")):
             model = learned(data, KIND.named_recipe(recipe)(worst))
             found[name] = judged(model, data, against)
-            print(f"{name}: " + ", ".join(f"{what} {100 * value:.1f} %" for what, value in found[name].items()))
+            print(f"{name:>8}: " + ", ".join(f"{what} {100 * value:.1f} %" for what, value in found[name].items()))
     return found
 
 
