@@ -230,6 +230,26 @@ def test_attacks_do_to_one_text_what_they_do_to_many(data: Texts, networks: dict
             assert torch.equal(one.x_adv["ids"][0], whole.x_adv["ids"][i])  # type: ignore[index]
 
 
+@pytest.mark.parametrize("make", [greedy, full_search, genetic])
+def test_texts_of_many_lengths_are_searched_as_alone(make: Any, data: Texts, networks: dict[str, nn.Module]) -> None:
+    threat, network = words(data, "words:0.6"), networks["cnn-text"]
+    known = threat.allowed.any(1).nonzero()[:, 0]
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 8, 9, 17, 40, 4, 25, 16])
+    mask = torch.arange(40) < lengths[:, None]
+    ids = known[torch.randint(len(known), mask.shape, generator=draw)] * mask
+    y, noise = network({"ids": ids, "mask": mask}).argmax(1), Noise.make(3, "test", torch.arange(8))
+    whole = make(threat)(network, {"ids": ids, "mask": mask}, y, noise=noise)
+    forwards = 0
+    for i in range(8):
+        alone = {"ids": ids[i : i + 1], "mask": mask[i : i + 1]}
+        one = make(threat)(network, alone, y[i : i + 1], noise=noise.take(torch.tensor([i])))
+        assert torch.equal(one.x_adv["ids"][0], whole.x_adv["ids"][i])
+        torch.testing.assert_close(one.loss[0], whole.loss[i])
+        forwards += one.cost.forwards
+    assert forwards == whole.cost.forwards
+
+
 def test_published_attacks_by_name(data: Texts, networks: dict[str, nn.Module]) -> None:
     x, y = crowded(data)
     for name, kind in {"textfooler": "words", "a2t": "words", "hotflip": "words", "deepwordbug": "characters"}.items():

@@ -44,12 +44,13 @@ class WordSearch:
     def ask(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) score and whether the goal is reached, of texts (n, L) that are forms of `rows` (n,).
 
-        Texts of about one length go together, since padding is paid for.
+        Texts of about one length go together, since padding is paid for; but first all, whose logits are looked at.
         """
         if not len(rows):
             return self.score[rows], self.reached[rows]
+        step = _STEP if self.forwards else ids.shape[1]
         self.forwards += len(rows)
-        width = (self.x["mask"].sum(1)[rows] + _STEP - 1) // _STEP * _STEP
+        width = (self.x["mask"].sum(1)[rows] + step - 1) // step * step
         alike = [(width == own).nonzero()[:, 0] for own in width.unique()]
         parts = [part for group in alike for part in group.split(CANDIDATES)]
         found = []
