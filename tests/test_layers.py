@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "threats": {"core", "threats"},
     "attacks": LOWER,
     "certify": {"core", "threats", "certify"},
-    "training": LOWER | {"training"},
+    "training": LOWER | {"certify", "training"},
     "results": {"core", "results"},
     "evaluation": LOWER | {"certify", "evaluation", "results"},
     "checks": LOWER | {"checks", "evaluation", "results"},

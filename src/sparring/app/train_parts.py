@@ -179,12 +179,18 @@ def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[A
     checked = preflight(model, *next(iter(batches)), job.threat)
     if "probabilities" in {finding.name for finding in checked.findings}:
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax or sigmoid")
-    stages = job.modality.make_plan(job.modality.validation, job.threat)
+    stages, certify = job.modality.make_plan(job.modality.validation, job.threat), None
+    if certifies(job):
+        certify, reason = job.modality.certify(model, job.threat)
+        if certify is None:
+            raise ValueError(f"the recipe {job.recipe.name} trains for a certificate, and there is none: {reason}")
 
     def validate(candidate: Any) -> dict[str, float]:
         job.modality.calibrate(candidate, job.data)
-        found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=())
+        found = measure(candidate, batches, job.threat, stages, seed=job.settings.seed, curve=(), certify=certify)
         figures = {"clean_accuracy": found.clean.value, "robust_accuracy": found.robust.value}
+        if found.certified is not None:
+            figures["certified_accuracy"] = found.certified.value
         if job.weights:
             each = torch.tensor(job.weights, dtype=torch.float64)[found.table["label"]]
             for name, column in (("clean", "correct"), ("robust", "robust")):
@@ -194,6 +200,13 @@ def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[A
     return validate
 
 
+def certifies(job: Job) -> bool:
+    """Whether the recipe trains for a certificate, which then chooses the best epoch."""
+    return bool(getattr(job.recipe(job.threat), "certifies", False))
+
+
 def score_of(job: Job) -> str:
     """The figure that chooses the best epoch."""
+    if certifies(job):
+        return "certified_accuracy"
     return f"{'weighted_' if job.weights else ''}{'clean' if job.recipe.name == 'standard' else 'robust'}_accuracy"

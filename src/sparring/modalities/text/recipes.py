@@ -229,6 +229,6 @@ def _not_for_words(name: str, builder: Builder) -> Builder:
 
 
 TEXT_RECIPES: dict[str, Builder] = {
-    "fgm": fgm, "freelb": freelb, "substituted": substituted, "hull": hull, "ibp": interval_training,
     **{name: _not_for_words(name, RECIPES[name]) for name in RECIPES if name != "standard"},
+    "fgm": fgm, "freelb": freelb, "substituted": substituted, "hull": hull, "ibp": interval_training,
 }  # fmt: skip
