@@ -655,7 +655,7 @@ def test_labels_of_any_whole_type_are_taken(network: nn.Module, images: Tensor, 
 
 
 WRONG_INPUTS = {
-    "outside": (lambda x: 4 * x - 2, "lie outside the valid domain of Linf.*inside the model"),
+    "outside": (lambda x: 4 * x - 2, "lie outside the valid domain of Linf.*into the model"),
     "bytes": (lambda x: (255 * x).to(torch.uint8), r"inputs are torch\.uint8; expected floats.*255"),
     "numpy": (lambda x: x.numpy(), r"inputs are a ndarray.*torch\.as_tensor\(x\)"),
     "NaN": (lambda x: x / 0, "inputs hold NaN"),

@@ -43,7 +43,7 @@ def _names(*arguments: Any) -> list[str]:
 
 SHAPES = {
     "mlp": (4,), "cnn-small": (1, 8, 8), "cnn-mnist": (1, 28, 28), "cnn-mnist-wide": (1, 28, 28),
-    "resnet-small": (3, 32, 32),
+    "resnet-small": (3, 32, 32), "preact-resnet18": (3, 8, 8), "wide-resnet": (3, 8, 8),
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _raises(_: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "bytes": (SOUND, X * 255, Y, r"from .* to .*expected the box \[0\.0, 1\.0\].*divide by 255"),
-    "normalised": (SOUND, (X - 0.5) / 0.25, Y, "look normalised.*inside the model"),
+    "normalised": (SOUND, (X - 0.5) / 0.25, Y, "look normalised.*into the model"),
     "slightly outside": (SOUND, X + 0.5, Y, r"inputs lie outside.*Scale the data"),
     "NaN": (SOUND, torch.where(X > 0.9, torch.nan, X), Y, "inputs hold NaN"),
     "uint8": (SOUND, (X * 255).to(torch.uint8), Y, r"torch\.uint8; expected floats"),

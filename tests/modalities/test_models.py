@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ SHAPES = {
     "cnn-mnist": (1, 28, 28),
     "cnn-mnist-wide": (1, 28, 28),
     "resnet-small": (3, 32, 32),
+    "preact-resnet18": (3, 8, 8),
+    "wide-resnet": (3, 8, 8),
 }
 
 
@@ -66,6 +69,28 @@ def test_resnet_small_is_small() -> None:
             module.register_forward_hook(count)
     model(torch.rand(1, 3, 32, 32))
     assert 12.4e6 < macs < 12.6e6
+
+
+@pytest.mark.parametrize(
+    ("asked", "weights"),
+    [
+        (("preact-resnet18", {}), 11_172_170),  # kuangliu's 11,171,146, and the last norm
+        (("wide-resnet", {}), 36_479_194),
+        (("wide-resnet", {"depth": 34, "activation": "silu"}), 46_160_474),
+    ],
+)
+def test_published_networks_have_the_published_size(asked: tuple[str, dict[str, Any]], weights: int) -> None:
+    name, options = asked
+    with torch.device("meta"):
+        model = MODELS[name]((3, 32, 32), 10, normalize=nn.Identity(), **options)
+    assert sum(p.numel() for p in model.parameters()) == weights
+
+
+def test_depth_and_activation_are_those_there_are() -> None:
+    with pytest.raises(ValueError, match="6 n \\+ 4 layers"):
+        build("wide-resnet:depth=30", (3, 32, 32), 10, seed=0)
+    with pytest.raises(ValueError, match="not one of relu, silu"):
+        build("preact-resnet18:activation=gelu", (3, 32, 32), 10, seed=0)
 
 
 @pytest.mark.parametrize("side", [8, 9, 11, 13, 28, 33])

@@ -80,8 +80,14 @@ def test_there_are_enough_of_them_and_what_looks_alike_is_read() -> None:
         rule(text)
 
 
-EXPRESSIONS = ["2 * a + b", "-(a - b) / c", "max(a, b, 3)", "min(a, -c) * 2", "whole(a / 2) * 2",
-"where(a > b, c, a + 1)"]
+EXPRESSIONS = [
+    "2 * a + b",
+    "-(a - b) / c",
+    "max(a, b, 3)",
+    "min(a, -c) * 2",
+    "whole(a / 2) * 2",
+    "where(a > b, c, a + 1)",
+]
 
 
 def by_python(text: str, row: list[float]) -> float:
@@ -128,8 +134,13 @@ def test_if_then_and_or_as_a_truth_table() -> None:
 
 def test_penalties_have_the_gradient_of_finite_differences() -> None:
     x = torch.tensor([[3.0, 1.0, 2.0, 0.5, 0.2, 1.0, 0.0]], dtype=torch.float64)
-    for text in ("a * b <= c", "if a > 1 then b >= c", "{if} = a / c + max(b, 0.1)", "a <= b and c <= b",
-    "a - b <= whole(c) - 1"):
+    for text in (
+        "a * b <= c",
+        "if a > 1 then b >= c",
+        "{if} = a / c + max(b, 0.1)",
+        "a <= b and c <= b",
+        "a - b <= whole(c) - 1",
+    ):
         found, at = rule(text), x.clone().requires_grad_()
         value = penalty(found, at)
         assert value.item() > 0

@@ -297,7 +297,10 @@ def test_misspelled_texts_are_read_back_as_what_they_were_made_of(data: Texts, n
     gallery = {"index": torch.arange(30).numpy(), "x/ids": x["ids"].numpy(), "x_adv/ids": result.x_adv["ids"].numpy()}  # type: ignore[index]
     assert KIND.caption is not None
     for told, ids, mask in zip(
-        KIND.caption(data, gallery, "test", threat)["words"], result.x_adv["ids"], x["mask"], strict=True  # type: ignore[index]
+        KIND.caption(data, gallery, "test", threat)["words"],
+        result.x_adv["ids"],
+        x["mask"],
+        strict=True,  # type: ignore[index]
     ):
         keys = [token.key for token in tokens_of("".join(after for _, after in json.loads(str(told))))]
         assert keys == [threat.lexicon.words[i] for i in ids[mask].tolist()]

@@ -13,6 +13,7 @@ from torch import nn
 
 from sparring.adapters.files import build_model
 from sparring.core.layers import Block, GlobalMean, Normalize
+from sparring.modalities.images import resnets
 
 Shape = Sequence[int]
 
@@ -92,9 +93,26 @@ def resnet_small(
     )
 
 
+def preact_resnet18(
+    shape: Shape, num_classes: int, activation: resnets.Activation = "relu", *, normalize: nn.Module | None = None
+) -> nn.Module:
+    """The network of most papers on adversarial training, 11.2 million weights; activation relu or silu."""
+    channels, _, _ = _image(shape, "preact-resnet18", 8)
+    return resnets.preact_resnet(channels, num_classes, normalize or _default_normalize(shape), activation)
+
+
+def wide_resnet(
+    shape: Shape, num_classes: int, depth: int = 28, width: int = 10, activation: resnets.Activation = "relu", *,
+    normalize: nn.Module | None = None,
+) -> nn.Module:  # fmt: skip
+    """WideResNet-28-10 and its kin, such as `wide-resnet:depth=34,width=10` or `depth=70,width=16,activation=silu`."""
+    channels, _, _ = _image(shape, "wide-resnet", 8)
+    return resnets.wide_net(channels, num_classes, normalize or _default_normalize(shape), depth, width, activation)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp, "cnn-small": cnn_small, "cnn-mnist": cnn_mnist, "cnn-mnist-wide": cnn_mnist_wide,
-    "resnet-small": resnet_small,
+    "resnet-small": resnet_small, "preact-resnet18": preact_resnet18, "wide-resnet": wide_resnet,
 }  # fmt: skip
 
 
