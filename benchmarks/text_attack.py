@@ -179,7 +179,7 @@ def main() -> None:
             same = sum(a == b for a, b in zip(runs[0]["broken"], found["TextAttack"][0]["broken"], strict=True))
             queries, speed = runs[0]["queries"] / len(units), len(units) / median(runs)
             rows.append((
-                task, name, sum(runs[0]["broken"]), percent(same / len(units)), f"{queries:.1f}", f"{speed:.3g}",
+                task, name, sum(runs[0]["broken"]), percent(same / len(units)), f"{queries:.1f}", f"{speed:,.4g}",
                 f"{base / median(runs):.1f}",
             ))  # fmt: skip
             print(rows[-1], flush=True)

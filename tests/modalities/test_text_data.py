@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_texts import tiny, write
 
 from sparring.modalities import find, load_data
-from sparring.modalities.text.data import pieces, read_text
+from sparring.modalities.text.data import caption, pieces, read_text
 from sparring.modalities.text.lists import find_list, read_list
 from sparring.modalities.text.sources import read_labelled
 from sparring.modalities.text.tokens import Lexicon, suited_unit, tokens_of
@@ -225,3 +226,35 @@ def test_a_caption_holds_the_original_and_the_changed_text(tmp_path: Path) -> No
     assert ["".join(pair[1] for pair in pairs) for pairs in told] == [
         data.strings["test"][5].replace(old, data.substitutes[old][0], 1), data.strings["test"][2]
     ]  # fmt: skip
+
+
+def test_pieces_of_words_are_replaced_as_they_are_read_again(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = ["[UNK]", "play", "##ing", "##er", "film", "movie", "good", "great", "bad", "poor", "!"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = (
+        tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.BertPreTokenizer()
+    )  # fmt: skip
+    made.enable_truncation(2)
+    made.save(str(tmp_path / "pieces.json"))
+    unit = str(tmp_path / "pieces.json")
+    text = "Playing a good FILM!"
+    tokens = tokens_of(text, unit)
+    assert [token.key for token in tokens] == ["play##", "##ing", "[UNK]", "good", "film", "!"]
+    assert [text[token.start : token.end] for token in tokens] == ["Play", "ing", "a", "good", "FILM", "!"]
+    rows = [f"{'Playing' if i % 3 else 'Play'} {'good' if i % 2 else 'bad'} film,{i % 2}\n" for i in range(30)]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    (tmp_path / "list.tsv").write_text("good\tsuperb great\nfilm\tmovie\nbad\tpoor\nplay\tgame good\n")
+    file, listed = str(tmp_path / "t.csv"), str(tmp_path / "list.tsv")
+    data = read_text(file, test=file, tokens=unit, list=listed)
+    assert data.substitutes == {"good": ("great",), "film": ("movie",), "bad": ("poor",), "play": ("good",)}
+    threat = find("text").make_threat("words:1.0", data)
+    x: Any = data.x_test
+    x_adv: Any = threat.realize(x, threat.corner(x, torch.ones_like(threat.null(x))))
+    gallery = {"index": np.arange(30), "x/ids": x["ids"].numpy(), "x_adv/ids": x_adv["ids"].numpy()}
+    for told, ids in zip(caption(data, gallery, "test", threat)["words"], x_adv["ids"], strict=True):
+        after = "".join(new for _, new in json.loads(str(told)))
+        again = data.lexicon.numbers(token.key for token in tokens_of(after, unit))
+        assert again == ids[ids > 0].tolist() and after.startswith(("Playing ", "Good ")) and " movie" in after
+    with pytest.raises(ValueError, match="expected words, characters, or a tokenizer's JSON file"):
+        read_text(file, tokens=listed)

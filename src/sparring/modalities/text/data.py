@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparring.modalities.base import Dataset
 from sparring.modalities.text.lists import Substitutes, counterfitted_there, find_list, read_list, read_vectors
 from sparring.modalities.text.sources import Labelled, read_labelled
-from sparring.modalities.text.tokens import Lexicon, Token, Unit, suited_unit, tokens_of
+from sparring.modalities.text.tokens import Lexicon, Token, Unit, suited_unit, tokenizer_of, tokens_of
 
 NAMED = {"sst2": "validation", "ag_news": None, "sms_spam": None, "thucnews": None}
 """Names of data under $SPARRING_DATA, and the split to judge on where it is not `test`."""
@@ -58,13 +58,14 @@ def reads_text(path: Path) -> bool:
 
 def read_text(
     path: str, *, text: str = "text", label: str = "label", test: str | None = None,
-    tokens: Literal["auto", "words", "characters"] = "auto", length: int = 256, least: int | None = None,
+    tokens: str = "auto", length: int = 256, least: int | None = None,
     list: str | None = "auto", vectors: str | None = None, vocabulary: str | None = None, encoding: str = "utf-8",
 ) -> Texts:  # fmt: skip
     """Labelled texts of a known name, a CSV, TSV, JSONL or parquet file, or a folder of such by split.
 
     text, label: the columns. test: a split of the folder or a file to judge on; else test, validation, or a fifth of
-    the texts. tokens: auto takes characters for Chinese, Japanese and Korean. length: longer texts are cut there.
+    the texts. tokens: words, characters, or a tokenizer's JSON file for pieces of words (of a list the words that are
+    one piece count); auto takes characters for Chinese, Japanese and Korean. length: longer texts are cut there.
     least: how often a unit must occur in training texts to be known (words 1, characters 2). list: of substitutes,
     whose words become known, too ("counterfitted", a path, none; auto takes counterfitted for words where it is there).
     vectors: "glove" or an .npz file; a new network begins with them. vocabulary: a file of known words, such as a run
@@ -142,7 +143,11 @@ def _labels(train: Labelled, judged: Labelled, path: str) -> tuple[list[Tensor],
 def _substitutes(name: str | None, unit: Unit) -> Substitutes:
     if name is None or (name == "auto" and (unit == "characters" or not counterfitted_there())):
         return {}
-    return read_list(find_list("counterfitted" if name == "auto" else name))
+    listed = read_list(find_list("counterfitted" if name == "auto" else name))
+    if unit in ("words", "characters"):
+        return listed
+    whole = tokenizer_of(unit).get_vocab()  # another word would be other pieces when it is read again
+    return {word: kept for word, others in listed.items() if (kept := tuple(o for o in others if o in whole))}
 
 
 def _lexicon(keys: list[list[str]], listed: Substitutes, vocabulary: str | None, least: int) -> Lexicon:

@@ -18,10 +18,8 @@ from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, siz
 from sparring.modalities.text.threats import Substitutions
 from sparring.modalities.text.tokens import UNKNOWN
 
-CANDIDATES = 4096
-"""How many texts a model is shown at once."""
-_STEP = 8
-"""To a multiple of this the lengths of texts are rounded up that are shown together."""
+CANDIDATES, _STEP = 4096, 8
+"""How many texts a model is shown at once; to a multiple of what their lengths are rounded up for it."""
 Rank = Literal["leave-one-out", "gradient"]
 
 

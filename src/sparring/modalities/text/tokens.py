@@ -6,10 +6,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import Literal, NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
-Unit = Literal["words", "characters"]
+Unit = str
+"""`words`, `characters`, or a file of the package `tokenizers`: pieces of words."""
 
 _MARKS = (
     "!-/:-@\\[-`{-~\u00a1-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7\u060c\u061b\u061f\u06d4\u0964\u0965\u2010-\u2027\u2030-\u205e\u20a0-\u20c0\u2100-\u214f\u2190-\u2bff"
@@ -37,15 +38,35 @@ def tokens_of(text: str, unit: Unit = "words") -> list[Token]:
     """The units of a text in order; keys are in lower case and in one Unicode form (NFKC), the text stays as it is.
 
     Words keep inner hyphens, dots and apostrophes; equal marks in a row are one unit. Characters keep their combining
-    marks.
+    marks. The first piece of a word that goes on has "##" behind it, so that no list takes it for a word.
 
     >>> [token.key for token in tokens_of("Isn't it re-made?!  ＯＫ...")]
     ["isn't", 'it', 're-made', '?', '!', 'ok', '...']
     >>> [token.key for token in tokens_of("你好, Bo", "characters")]
     ['你', '好', ',', 'b', 'o']
     """
+    if unit not in ("words", "characters"):
+        found = tokenizer_of(unit).encode(text, add_special_tokens=False)
+        count, rows = Counter(found.word_ids), zip(found.tokens, found.word_ids, found.offsets, strict=True)
+        return [Token(own if own[:2] == "##" or count[word] == 1 else f"{own}##", *place) for own, word, place in rows]
     pattern = _WORD if unit == "words" else _CHARACTER
     return [Token(key_of(found[0]), *found.span()) for found in pattern.finditer(text)]
+
+
+@lru_cache(maxsize=4)
+def tokenizer_of(file: str) -> Any:
+    """The tokenizer that a JSON file describes, without padding or cuts. Raises ImportError and ValueError."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ImportError(f"tokens={file} needs the package tokenizers: pip install tokenizers") from error
+    try:
+        found = Tokenizer.from_file(file)
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"tokens={file}: expected words, characters, or a tokenizer's JSON file; {error}") from error
+    found.no_padding()
+    found.no_truncation()
+    return found
 
 
 def key_of(word: str) -> str:
