@@ -37,6 +37,7 @@ class Timed:
     def __init__(self, model: Any) -> None:
         self.model, self.rows, self.seconds = model, 0, 0.0
 
+    @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         started = time.process_time()
         out = self.model(x)
