@@ -247,7 +247,7 @@ def report(lines: Lines, args: argparse.Namespace) -> None:
             share_text(wilson(int((of - right)[:, 0].sum()), int(of[:, 0].sum()))),
             "; ".join("+".join(map(str, r["found"])) or "-" for r in own), f"{np.mean([r['cpu'] for r in own]):.0f}",
         ])  # fmt: skip
-    head = ["model", "clean accuracy", "of each seed", "recall of phishing", "false alarms", "rows found", "CPU s"]
+    head = ["model", "clean accuracy", "of each seed", "recall", "false alarms", "rows found", "CPU s"]
     print(table(head, rows), "\n")
     for which in args.threats.split(","):
         parts = [[r for r in mine if r["name"] == name and r["part"] == which and r["n"] == args.num_examples]
