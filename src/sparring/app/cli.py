@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,10 +90,11 @@ def train_(
     ] = None,
     **given: Any,
 ) -> None:
-    """Train a robust model into a run folder."""
+    """Train a robust model into a run folder. Under torchrun the processes share every batch."""
     from sparring.adapters.files import runs_a_file
     from sparring.app.tasks import next_step, task_of
     from sparring.app.train_run import read_config
+    from sparring.core.machine import joined
 
     asked = read_settings(config, set_ or [], given)
     named = {key: asked[key] for key in ("data", "recipe") if asked.get(key)}
@@ -104,8 +105,10 @@ def train_(
     again = "".join(f" --{key} {shlex.quote(value)}" for key, value in files.items())
     model = f" --model {shlex.quote(files['model'])}" if "model" in files else ""
     go_on = f"saved; go on with: sparring train --resume --out {shlex.quote(str(out))}{again}"
-    _train(out, asked, resume=resume, hint=go_on)
-    say(f"next: {next_step(read_config(out)).format(run=shlex.quote(str(out)), model=model)}")
+    with joined() as here:
+        _train(out, asked, resume=resume, hint=go_on, speak=here.rank == 0)
+    if here.rank == 0:
+        say(f"next: {next_step(read_config(out)).format(run=shlex.quote(str(out)), model=model)}")
 
 
 @app.command(name="evaluate")
@@ -251,15 +254,20 @@ def list_(
             typer.echo(f"  {name}\n      {text}")
 
 
-def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None:
-    """Trains or resumes with a progress line; Ctrl-C ends it at the next batch, saved."""
+def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str, speak: bool = True) -> None:
+    """Trains or resumes with a progress line; Ctrl-C ends it at the next batch, saved. One of several processes says
+    what there is to say.
+    """
     from sparring.app import train_run as runs
     from sparring.app.progress import ProgressLine, interrupts, training_note
     from sparring.app.tasks import best_in_words
 
-    with interrupts(say) as interrupted, ProgressLine(out.name) as line:
+    tell = say if speak else lambda text: None
+    with interrupts(tell) as interrupted, ProgressLine(out.name) if speak else nullcontext() as line:
 
         def observe(state: Any) -> bool:
+            if line is None:
+                return interrupted()
             by_steps = state.limit == float("inf")
             done, total = (state.step, state.total) if by_steps else (state.progress, 1.0)
             line.show(done, lambda: training_note(state), total=total)
@@ -270,13 +278,13 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str) -> None
         else:
             result = runs.start_run(runs.settings_for(asked), out, observe=observe)
     if result.stopped:
-        say(result.stopped)
-        say(hint if interrupted() else f"what was learned before is in {out}")
+        tell(result.stopped)
+        tell(hint if interrupted() else f"what was learned before is in {out}")
         raise typer.Exit(130 if interrupted() else 1)
-    if not resume:
+    if not resume and speak:
         _say_taken(asked["data"])
     best = result.history[result.best_epoch]
-    say(
+    tell(
         f"{out.name}: {len(result.history)} epochs in {result.seconds:.0f} s; best epoch {result.best_epoch + 1}: "
         + best_in_words(best)
     )

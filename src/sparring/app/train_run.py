@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,12 @@ def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
 
 
 def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None = None) -> TrainingResult:
-    """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError."""
+    """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError.
+
+    Where torch.distributed is initialised the processes share every batch, and the first one writes.
+    """
+    if find_machine(settings.device).rank:
+        return _run(prepare(_completed(settings)), out, None, observe)
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
     job = prepare(_completed(settings))
@@ -125,7 +131,7 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
             f"{out} holds a run with other settings: {', '.join(other)} differ. Leave them out to go on with it, or "
             "choose another folder"
         )
-    with sole_writer(out):
+    with sole_writer(out) if not find_machine(settings.device).rank else nullcontext():
         state = _read_state(out / "checkpoint.pt")
         start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
         job = prepare(start, data_text(out, settings.data))
@@ -257,6 +263,8 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
     def watch(now: TrainingState) -> bool | None:
         nonlocal saved
         stop = observe(now) if observe else None
+        if machine.rank:
+            return stop
         if stop or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
             _save_state(out, now)
             saved = time.monotonic()
@@ -272,9 +280,11 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
         result = train(
             model, batches, parts.recipe, parts.optimizer, num_epochs=s.epochs, validate=parts.validate,
             score=parts.score, guard=parts.guard, schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
-            resume=state, save=keep, observe=watch, seconds=60 * s.minutes if s.minutes else math.inf,
+            resume=state, save=None if machine.rank else keep, observe=watch, machine=machine,
+            seconds=60 * s.minutes if s.minutes else math.inf,
         )  # fmt: skip
-    _finish(out, job, result)
+    if machine.rank == 0:
+        _finish(out, job, result)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +46,37 @@ class Machine:
         """Whether this process does the piece of work with that number."""
         return number % self.world == self.rank
 
+    def rows(self, num: int) -> slice:
+        """This process's part of a batch of `num` examples, in one piece; ValueError where some process would get none.
+
+        >>> Machine(torch.device("cpu"), rank=1, world=3).rows(8)
+        slice(2, 5, None)
+        """
+        if num < self.world:
+            raise ValueError(f"a batch of {num} cannot be shared by {self.world} processes; take a larger batch size")
+        return slice(num * self.rank // self.world, num * (self.rank + 1) // self.world)
+
+    def mean(self, tensors: Sequence[Tensor], share: float) -> None:
+        """Puts into each tensor, on every process, the sum over the processes of `share` times theirs; shares sum to 1.
+
+        One exchange for each dtype and device. All processes end with the same bits.
+        """
+        if self.world == 1:
+            return
+        kinds: dict[Any, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for group in kinds.values():
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in group]) * share
+            self._exchange(dist.all_reduce, flat)
+            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.detach().copy_(part.view(tensor.shape))
+
+    def from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Puts those of process 0 into each tensor, on every process."""
+        for tensor in tensors if self.world > 1 else ():
+            self._exchange(lambda t: dist.broadcast(t, 0), tensor.detach())
+
     def gather(self, value: Any) -> list[Any]:
         """What every process gave, by rank; returns when all of them have come here. [value] for one that is alone.
 
@@ -54,21 +85,28 @@ class Machine:
         """
         if self.world == 1:
             return [value]
+        found: list[Any] = [None] * self.world
+        self._exchange(lambda given: dist.all_gather_object(found, given), value)
+        return found
+
+    def _exchange(self, how: Callable[[Any], Any], value: Any) -> None:
         if (there := _joined_now()[1]) != self.world:
             raise ValueError(
                 f"process {self.rank} of {self.world} with torch.distributed joining {there}: they wait for one "
                 f"another, so it must join all of them: torchrun --nproc-per-node {self.world}"
             )
-        found: list[Any] = [None] * self.world
         try:
-            dist.all_gather_object(found, value)
+            how(value)
         except RuntimeError as error:
             first_line = str(error).strip().partition("\n")[0]
             raise RuntimeError(
                 f"process {self.rank} of {self.world} waited for the others, but one of them ended or did not answer "
                 f"({first_line}). What is on disk stays: start all processes again and they go on"
             ) from error
-        return found
+
+
+ONE_PROCESS = Machine(torch.device("cpu"))
+"""One process that shares its work with none."""
 
 
 def find_machine(device: str = "auto", channels_last: bool | None = None) -> Machine:
@@ -105,7 +143,7 @@ def joined() -> Iterator[Machine]:
         return
     if not dist.is_available():
         raise ValueError("this PyTorch has no torch.distributed; run one process (unset WORLD_SIZE)")
-    dist.init_process_group("gloo", timeout=timedelta(days=1))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
     try:
         yield Machine(cpu, *_joined_now())
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.around import needs_grad
-from sparring.core.machine import Machine
+from sparring.core.machine import ONE_PROCESS, Machine
 from sparring.core.registry import name_of
 from sparring.core.types import Cost, Inputs, Model
 from sparring.evaluation.all_batches import AllBatches, Progress, count_batches
@@ -30,7 +30,6 @@ from sparring.threats.inputs import pair_of
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
-ONE_PROCESS = Machine(torch.device("cpu"))
 Metrics = Callable[[Mapping[str, Tensor]], dict[str, Metric]]
 """The table of examples -> what is measured on it, by name."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparring.core.machine import Machine
+from sparring.core.machine import ONE_PROCESS, Machine
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
@@ -58,14 +58,16 @@ def train(
 
     batches: (x, y) pairs, iterated once per epoch; `set_epoch(epoch)` is called where it exists, `epoch_from(batch)`
     used to resume (else batches are skipped). `machine` puts model and batches on its device; without it they are
-    there. `validate` sees the model in eval mode and returns figures, of which `score` chooses the best epoch (the
-    later of equals): measure on held-out TRAINING data. `schedule` multiplies each group's learning rate at a progress
-    in [0, 1]; a recipe with `at` sees the progress too. `averaging` is the decay of a weight average. `save` is called
-    after each epoch; `observe` after each batch, and ends the run when it returns True. `guard` looks every few dozen
-    steps and may roll back or stop; the default stops when a loss or gradient is not finite. `resume` takes the
-    dictionary of an earlier `TrainingState`: on a CPU the run then ends in the same bits as one never stopped.
-    `seconds` ends it after the epoch in which they are over, as if that were the last; a clock repeats nothing, so two
-    such runs differ.
+    there. Of several processes each works on its part of every batch, with the noise of one that is alone; the means of
+    their gradients and of BatchNorm's statistics are everybody's; the first validates, and its guard decides.
+    `validate` sees the model in eval mode and returns figures, of which `score` chooses the best epoch (the later of
+    equals): measure on held-out TRAINING data. `schedule` multiplies each group's learning rate at a progress in
+    [0, 1]; a recipe with `at` sees the progress too. `averaging` is the decay of a weight average. `save` is called
+    after each epoch; `observe` after each batch, and ends the run when it returns True (of several processes: at the
+    guard's next look). `guard` looks every few dozen steps and may roll back or stop; the default stops when a loss or
+    gradient is not finite. `resume` takes the dictionary of an earlier `TrainingState`: on a CPU the run then ends in
+    the same bits as one never stopped. `seconds` ends it after the epoch in which they are over, as if that were the
+    last; a clock repeats nothing, so two such runs differ.
 
     >>> from sparring import Linf, pgd_at
     >>> model, data = nn.Linear(4, 3), [(torch.rand(8, 4), torch.randint(3, (8,)))]
@@ -74,12 +76,14 @@ def train(
     2
     """
     _made_ready(model, num_epochs, machine)
+    team = machine or ONE_PROCESS
     state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None)
     state.memory, replays = field_of(recipe, "memory", {}), field_of(recipe, "replays", 1)
     state.memory.clear()
     guard, schedule, stopped = guard or NonFinite(), schedule or Constant(), None
     with aligned_weights(model), _own_rates(optimizer) as rates:
         state.keep() if resume is None else state.load(resume)
+        team.from_first([*model.parameters(), *model.buffers()])
         state.total, state.limit = num_epochs * _count(batches) * replays, seconds
         while state.epoch < num_epochs and state.seconds < seconds and not stopped:
             started = time.monotonic()
@@ -87,15 +91,15 @@ def train(
             for batch in _rest_of_epoch(batches, state, replays):
                 x, y = machine.place(dict(enumerate(pair_of(batch)))).values() if machine else pair_of(batch)
                 current = _at_progress(state, recipe, schedule, rates)
-                _step(state, current, map_inputs(aligned, x), aligned(y), seed)
+                _step(state, current, map_inputs(aligned, x), aligned(y), seed, team)
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
-                if stopped := _after_step(state, guard, observe):
+                if stopped := _after_step(state, guard, observe, team):
                     break
             else:
-                stopped = _look(state, guard) if state.looked < state.step else None
+                stopped = _look(state, guard, team) if state.looked < state.step else None
                 if not stopped:
-                    _finish_epoch(state, validate, score, started)
+                    _finish_epoch(state, validate, score, started, team)
                     if save:
                         save(state)
     return TrainingResult(
@@ -117,12 +121,15 @@ def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates
 
 
 def _after_step(
-    state: TrainingState, guard: Guard, observe: Callable[[TrainingState], bool | None] | None
+    state: TrainingState, guard: Guard, observe: Callable[[TrainingState], bool | None] | None, team: Machine
 ) -> str | None:
     """Why the run ends here, if the guard or the observer says so."""
-    stopped = _look(state, guard) if state.step % getattr(guard, "every", 50) == 0 else None
-    if not stopped and observe and observe(state):
-        stopped = (state.trouble and _look(state, NonFinite())) or "Training was interrupted."
+    due = state.step % getattr(guard, "every", 50) == 0
+    stopped = _look(state, guard, team) if due else None
+    state.ends = bool(observe and observe(state)) or state.ends
+    ends = state.ends if team.world == 1 else due and any(team.gather(state.ends))  # where all come together anyway
+    if not stopped and ends:
+        stopped = (state.trouble and _look(state, NonFinite(), team)) or "Training was interrupted."
     return stopped
 
 
@@ -147,11 +154,14 @@ def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> None:
         machine.place(model)
 
 
-def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int) -> None:
+def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int, team: Machine) -> None:
     """One step of the optimizer. Nothing here waits for the device."""
-    if not size(x):
+    if not (num := size(x)):
         raise ValueError(f"batch {state.batch + 1} of epoch {state.epoch + 1} is empty: nothing can be learned from it")
-    rows = torch.arange(state.seen, state.seen + size(x))
+    rows = torch.arange(state.seen, state.seen + num)
+    if team.world > 1:
+        part = team.rows(num)
+        x, y, rows = map_inputs(lambda t: t[part], x), y[part], rows[part]
     noise = Noise.make(seed, f"train/{state.epoch}", rows).to(device_of(x))
     try:
         found = recipe(state.model, x, y, noise=noise)
@@ -165,16 +175,30 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int)
     loss, figures = found if isinstance(found, tuple) else (found, {})
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    state.first_trouble = first_trouble(state.first_trouble, state.model, loss, state.step)
+    told = {**figures, "loss": loss}
+    if team.world > 1:
+        told = _exchanged(state.model, told, size(x) / num, team)
+    state.first_trouble = first_trouble(state.first_trouble, state.model, told["loss"], state.step)
     state.optimizer.step()
     if state.averaged:
         state.averaged.update(state.model)
-    state.count_step({**figures, "loss": loss}, size(x))
+    state.count_step(told, num)
 
 
-def _look(state: TrainingState, guard: Guard) -> str | None:
+def _exchanged(model: nn.Module, told: Mapping[str, Tensor | float], share: float, team: Machine) -> dict[str, Tensor]:
+    """Gradients, statistics of BatchNorm and figures become the means over all processes; returns the figures."""
+    figures = {name: torch.as_tensor(value).detach().clone() for name, value in told.items()}
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    statistics = [b for b in model.buffers() if b.is_floating_point()]
+    team.mean([*gradients, *statistics, *figures.values()], share)
+    return figures
+
+
+def _look(state: TrainingState, guard: Guard, team: Machine) -> str | None:
     """Does what the guard says; a sentence when the run must end."""
-    state.looked, verdict = state.step, guard(state)
+    verdict = guard(state) if team.rank == 0 else None
+    verdict, state.notes = team.gather((verdict, state.notes))[0]
+    state.looked = state.step
     if (verdict is None or isinstance(verdict, Wait)) and state.trouble:
         verdict = NonFinite()(state)
     if verdict is None:
@@ -194,10 +218,11 @@ def _look(state: TrainingState, guard: Guard) -> str | None:
     return None
 
 
-def _finish_epoch(state: TrainingState, validate: Validate | None, score: str, started: float) -> None:
+def _finish_epoch(state: TrainingState, validate: Validate | None, score: str, started: float, team: Machine) -> None:
     """Validates, remembers the best, writes the line of history, and turns the page."""
     state.candidate.eval()
-    figures = {name: float(v) for name, v in validate(state.candidate).items()} if validate else {}
+    measured = validate(state.candidate) if validate and team.rank == 0 else {}
+    figures, state.seconds = team.gather(({name: float(v) for name, v in measured.items()}, state.seconds))[0]
     if validate and score not in figures:
         raise ValueError(f"validate returned {sorted(figures)}; it needs {score!r}, by which the best epoch is chosen")
     value = figures.get(score, float(state.epoch))

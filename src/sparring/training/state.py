@@ -88,6 +88,7 @@ class TrainingState:
     notes: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     batch_rng: list[Tensor] = field(default_factory=list)
+    ends: bool = False  # the observer has asked for it; not kept
 
     _PLAIN: ClassVar = (
         "epoch", "batch", "step", "sums", "counts", "seen", "seconds", "history", "best_epoch", "best_score", "best",
