@@ -64,6 +64,21 @@ def test_the_small_box_lies_in_the_set_around_an_attacked_input(linear: nn.Modul
     assert of_part < of_whole, "a bound of a part is not below that of the whole"
 
 
+@pytest.mark.parametrize("box", [1.0, 0.5])
+def test_a_graph_to_every_weight_and_no_draw_but_from_the_noise(
+    network: nn.Module, images: torch.Tensor, box: float
+) -> None:
+    labels, before = torch.tensor([2, 0, 3]), torch.get_rng_state()
+    recipe, x = ibp(Linf(0.01), box=box), images.clone()
+    loss, figures = recipe(network, x, labels, noise=stream(3))
+    loss.backward()
+    assert all(bool((p.grad != 0).any()) for p in network.parameters())
+    assert x.grad is None and torch.equal(x, images)
+    assert not figures["certified_in_box"].requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(recipe(network, images, labels, noise=stream(3))[0], loss)
+
+
 @pytest.mark.parametrize("options", [{"weight": 0.0}, {"weight": 1.5}, {"box": 0.0}, {"box": 2.0}])
 def test_shares_are_shares(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected the share of"):

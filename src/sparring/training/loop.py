@@ -66,8 +66,7 @@ def train(
     after each epoch; `observe` after each batch, and ends the run when it returns True (of several processes: at the
     guard's next look). `guard` looks every few dozen steps and may roll back or stop; the default stops when a loss or
     gradient is not finite. `resume` takes the dictionary of an earlier `TrainingState`: on a CPU the run then ends in
-    the same bits as one never stopped. `seconds` ends it after the epoch in which they are over, as if that were the
-    last; a clock repeats nothing, so two such runs differ.
+    the same bits as one never stopped. `seconds` ends it after the epoch in which they are over; two such runs differ.
 
     >>> from sparring import Linf, pgd_at
     >>> model, data = nn.Linear(4, 3), [(torch.rand(8, 4), torch.randint(3, (8,)))]
@@ -75,15 +74,13 @@ def train(
     >>> len(result.history)
     2
     """
-    _made_ready(model, num_epochs, machine)
-    team = machine or ONE_PROCESS
+    team = _made_ready(model, num_epochs, machine)
     state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None)
     state.memory, replays = field_of(recipe, "memory", {}), field_of(recipe, "replays", 1)
     state.memory.clear()
     guard, schedule, stopped = guard or NonFinite(), schedule or Constant(), None
     with aligned_weights(model), _own_rates(optimizer) as rates:
         state.keep() if resume is None else state.load(resume)
-        team.from_first([*model.parameters(), *model.buffers()])
         state.total, state.limit = num_epochs * _count(batches) * replays, seconds
         while state.epoch < num_epochs and state.seconds < seconds and not stopped:
             started = time.monotonic()
@@ -144,14 +141,18 @@ def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
             group["lr"] = rate
 
 
-def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> None:
-    """The model on its device. TypeError for what cannot learn, ValueError for no number of epochs."""
+def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> Machine:
+    """Puts the model on its device, with the weights of the first process; returns who shares the work. TypeError for
+    what cannot learn, ValueError for no number of epochs.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module, whose weights can learn")
     if not isinstance(num_epochs, int) or num_epochs < 0:
         raise ValueError(f"num_epochs must be a whole number, at least 1; got {num_epochs!r}")
     if machine:
         machine.place(model)
+        machine.from_first([*model.parameters(), *model.buffers()])
+    return machine or ONE_PROCESS
 
 
 def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int, team: Machine) -> None:
