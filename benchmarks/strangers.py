@@ -1,8 +1,10 @@
 """The fast verdict on networks that others trained, beside AutoAttack and beside published bounds.
 
 The networks, their fixed sets of 200 images and the lists of hard instances come from the verifier alpha-beta-CROWN
-(https://github.com/Verified-Intelligence/alpha-beta-CROWN, commit 8250d5f, BSD 3-Clause); nothing of it is kept here.
-Bring it with `git clone`, then: python benchmarks/strangers.py OUT.jsonl CLONE [--methods ...] [--networks ...].
+(https://github.com/Verified-Intelligence/alpha-beta-CROWN, commit 8250d5f, BSD 3-Clause); those named wong- from
+https://github.com/locuslab/convex_adversarial (commit 2cd8149, MIT), judged on the same images. Nothing of them is kept
+here. Bring them with `git clone`, then: python benchmarks/strangers.py OUT.jsonl CLONE [--wong CLONE] [--methods ...]
+[--networks ...].
 A finished part is kept in a file of JSON lines and never computed again, so the script may be killed at any time.
 """
 
@@ -29,6 +31,7 @@ from sparring.modalities.images import scale
 from sparring.threats import make_threat
 
 NUM = 200
+WONG_CLONE = [Path()]
 OTHER = {("l2", "mnist"): 1.5, ("l2", "cifar"): 0.25, ("l1", "mnist"): 10, ("l1", "cifar"): 6}
 
 
@@ -93,11 +96,16 @@ def cifar(stats: tuple[tuple[float, ...], tuple[float, ...]], net: nn.Module) ->
 
 SDP = tuple(v / 255 for v in (125.3, 123.0, 113.9)), tuple(v / 255 for v in (63.0, 62.1, 66.7))
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+WONG = (0.485, 0.456, 0.406), (0.225, 0.225, 0.225)
 ERAN = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)
 
 
 def cnn_a() -> nn.Module:
     return cifar(SDP, convs(3, ((16, 4, 1), (32, 4, 1)), 2048))
+
+
+def cnn_wong() -> nn.Module:
+    return cifar(WONG, convs(3, ((16, 4, 1), (32, 4, 1)), 2048))
 
 
 NETWORKS = {
@@ -120,12 +128,20 @@ NETWORKS = {
         "cifar10_resnet/resnet2b.pth", lambda: cifar(CIFAR10, ResNet(8, 1)), "cifar", 2 / 255, False),
     "cifar-resnet-4b": Network(
         "cifar10_resnet/resnet4b.pth", lambda: cifar(CIFAR10, ResNet(16, 2)), "cifar", 2 / 255, False),
+    "wong-mnist": Network(
+        "models/mnist.pth", lambda: convs(1, ((16, 4, 1), (32, 4, 1)), 1568), "mnist", 0.1, False),
+    "wong-mnist-scaled": Network(
+        "models_scaled/mnist_small_0_3.pth", lambda: convs(1, ((16, 4, 1), (32, 4, 1)), 1568), "mnist", 0.3, False),
+    "wong-cifar": Network("models_scaled/cifar_small_8px.pth", cnn_wong, "cifar", 8 / 255, False),
+    "wong-cifar-l2": Network("models_scaled_l2/cifar_small_36px.pth", cnn_wong, "cifar", 36 / 255, False),
 }  # fmt: skip
 
 
 def load(clone: Path, network: Network) -> nn.Module:
     """The network with its weights, which are read as data."""
-    found = torch.load(clone / "complete_verifier/models" / network.weights, map_location="cpu", weights_only=True)
+    inside = clone / "complete_verifier/models" / network.weights
+    path = inside if inside.exists() else WONG_CLONE[0] / network.weights
+    found = torch.load(path, map_location="cpu", weights_only=True)
     model = network.build().eval()
     bare = model[1] if isinstance(model[0], Normalize) else model
     found = found.get("state_dict", found)
@@ -159,7 +175,9 @@ def part(clone: Path, network: Network, kind: str, method: str, seed: int) -> di
     x, y = hard_images(clone, network) if kind == "hard" else images(clone, network.data)
     if method == "reference":
         return reference(model, x, y, "Linf", network.threat, 10, seed)
-    threat = make_threat(f"{kind}:{OTHER[kind, network.data]}") if kind in ("l2", "l1") else Linf(network.threat)
+    l2 = network.weights.startswith("models_scaled_l2")  # the one network that was trained against it
+    radius = network.threat if l2 else OTHER.get((kind, network.data))
+    threat = make_threat(f"{kind}:{radius}") if kind in ("l2", "l1") else Linf(network.threat)
     found = measure(model, [(x, y)], threat, make_plan(method, threat), curve=(), seed=seed)
     return {"clean": found.table["correct"].tolist(), "robust": found.table["robust"].tolist(), "cost": found.cost,
             "members": [(a.name, a.standing_after) for a in found.attacks],
@@ -190,11 +208,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("clone", type=Path)
+    parser.add_argument("--wong", type=Path, default=Path(), help="the clone of convex_adversarial")
     parser.add_argument("--kind", default="linf", choices=["linf", "hard", "l2", "l1"])
     parser.add_argument("--methods", nargs="+", default=["fast", "autoattack", "reference"])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     options = parser.parse_args()
-    lines = Lines(options.out)
+    lines, WONG_CLONE[0] = Lines(options.out), options.wong
     for method in options.methods:
         for name in options.networks:
             for seed in range({"autoattack": 2, "reference": 1}.get(method, 3)):
