@@ -21,7 +21,7 @@ def shift_and_mirror(*, crop: int = 0, flip: bool = False) -> Augment | None:
 
 MODALITY = Modality(
     name="faces", load=read_faces, known=FACE_DATA, reads=has_persons, models=FACE_MODELS, threats=PROBE_THREATS,
-    presets=lambda data: {"model": "face-net", "epochs": 50, "batch_size": 30, "radius_ramp": 0.4, "flip": True},
-    augment=shift_and_mirror, complete=as_verifier, calibrate=set_threshold, metrics=verification_metrics,
-    show=show_pairs, validation="fgsm",
+    presets=lambda data: {"model": "face-net", "epochs": 50, "batch_size": 30, "radius_ramp": 0.4, "flip": True,
+                          "crop": min(data.given["shape"][1:]) // 15}, augment=shift_and_mirror, complete=as_verifier,
+    calibrate=set_threshold, metrics=verification_metrics, show=show_pairs, validation="fgsm",
 )  # fmt: skip

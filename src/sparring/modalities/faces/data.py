@@ -42,9 +42,9 @@ def read_faces(
     0). Inputs are named: `probe`, and in pairs `reference`, and whose they are (`probe_subject`, `reference_subject`).
     Raises ValueError, FileNotFoundError and ImportError (pillow, pyarrow), in one sentence.
     """
-    if not 0 <= fold < folds or folds < 2 or not 0 < held_out < 1 or pairs < 1:
-        got = f"fold={fold}, folds={folds}, held_out={held_out:g}, pairs={pairs}"
-        raise ValueError(f"faces {path!r}: {got}; expected 0 <= fold < folds, 2 folds or more, a share, and some pairs")
+    if not 0 <= fold < folds or folds < 2 or not 0 < held_out < 1 or pairs < 1 or seed < 0:
+        got = f"{fold=}, {folds=}, held_out={held_out:g}, {pairs=}, {seed=}; expected 0 <= fold < folds, folds >= 2"
+        raise ValueError(f"faces {path!r}: {got}, a share, some pairs, and a seed of at least 0")
     x, whose = _pictures(path, size or ("46x56" if path == "orl_faces" else ""))
     names, person = np.unique(whose, return_inverse=True)
     draw = np.random.default_rng(seed)
@@ -107,10 +107,10 @@ def _from_npz(path: Path) -> tuple[Tensor, np.ndarray]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .npz of plain arrays ({error})") from error
     x, y = (arrays.get(key, np.empty(0)) for key in "xy")
-    if y.ndim != 1 or len(x) != len(y) or x.ndim < 3:
+    if y.ndim != 1 or len(x) != len(y) or x.ndim not in (3, 4) or (y != y).any():  # NaN
         got = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{path}: got {got}; expected pictures x (N, H, W) or with channels, and their persons y (N,)")
-    return as_pixels(x, "x", path.name), y
+        raise ValueError(f"{path}: got {got}; expected pictures x (N, H, W) or (N, C, H, W), whose persons are y (N,)")
+    return as_pixels(x[:, None] if x.ndim == 3 else x, "x", path.name), y
 
 
 def _pairs(
