@@ -31,7 +31,7 @@ COLUMNS = (
 )  # fmt: skip
 RECIPES = {
     "standard": ("standard:label_smoothing=0.2", 40),
-    "hardened": ("pgd-at:num_steps=3,step=0.5,label_smoothing=0.2", 50),
+    "hardened": ("mixed:share=0.6,num_steps=3,step=0.5,label_smoothing=0.1", 80),
 }
 """With the number of epochs."""
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--only-folds", type=int, nargs="*", help="of these folds alone")
     parser.add_argument("--radius", type=int, default=8, help="the larger one, in 1/255")
-    parser.add_argument("--train-threat", default="linf:12/255")
+    parser.add_argument("--train-threat", default="linf:16/255")
     parser.add_argument("--attack", default="pgd:num_steps=40,restarts=2")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+
 from sparring.core.batches import Augment
 from sparring.modalities.base import Modality
 from sparring.modalities.faces.data import FACE_DATA, has_persons, read_faces
@@ -14,9 +16,9 @@ from sparring.modalities.images.augment import crop_and_flip
 
 
 def shift_and_mirror(*, crop: int = 0, flip: bool = False) -> Augment | None:
-    """Shifts by up to `crop` pixels and mirrors half of the pictures; None where neither is asked for."""
-    inner = crop_and_flip(crop=crop, flip=flip)
-    return inner and (lambda x, index, epoch, seed: {**x, "probe": inner(x["probe"], index, epoch, seed)})
+    """Shifts by up to `crop` pixels, edges repeated, and mirrors half of the pictures; None where neither is asked."""
+    inner, wider = crop_and_flip(crop=crop, flip=flip), lambda t: F.pad(t, (crop,) * 4, "replicate")
+    return inner and (lambda x, *of: {**x, "probe": F.pad(inner(wider(x["probe"]), *of), (-crop,) * 4)})
 
 
 MODALITY = Modality(

@@ -109,7 +109,7 @@ def _from_npz(path: Path) -> tuple[Tensor, np.ndarray]:
     x, y = (arrays.get(key, np.empty(0)) for key in "xy")
     if y.ndim != 1 or len(x) != len(y) or x.ndim not in (3, 4) or (y != y).any():  # NaN
         got = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{path}: got {got}; expected pictures x (N, H, W) or (N, C, H, W), whose persons are y (N,)")
+        raise ValueError(f"{path}: got {got}; expected pictures x (N, H, W) or (N, C, H, W), and y (N,), not NaN")
     return as_pixels(x[:, None] if x.ndim == 3 else x, "x", path.name), y
 
 
