@@ -118,6 +118,8 @@ def test_a_folder_of_persons_is_the_same_data(npz: Path, tmp_path: Path) -> None
         (lambda x, y: (x[::4], y[::4]), "3 unseen persons have one picture each; expected two or more"),
         (lambda x, y: (x, y[:-1]), r"expected pictures x \(N, H, W\)"),
         (lambda x, y: (x.reshape(len(x), -1), y), r"expected pictures x \(N, H, W\)"),
+        (lambda x, y: (x[:, None, None], y), r"expected pictures x \(N, H, W\)"),
+        (lambda x, y: (x, np.where(y == 3, np.nan, y)), r"y \(N,\), not NaN"),
     ],
 )
 def test_arrays_that_will_not_do(change: object, sentence: str, tmp_path: Path) -> None:
@@ -133,7 +135,11 @@ def test_pictures_and_options_that_will_not_do(tmp_path: Path, monkeypatch: pyte
     folder_of(folder, x[:1, :8], y[:1])
     with pytest.raises(ValueError, match=r"image 1 has shape .*\(image 1 is .*p00/001.png; size=46x56 resizes all\)"):
         read_faces(str(folder))
-    for options, sentence in (({"fold": 4}, "fold=4, folds=4"), ({"size": "8"}, "size=8; expected WIDTHxHEIGHT")):
+    for options, sentence in (
+        ({"fold": 4}, "fold=4, folds=4"),
+        ({"seed": -1}, "seed=-1; expected"),
+        ({"size": "8"}, "size=8; expected WIDTHxHEIGHT"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             read_faces(str(folder), **options)  # type: ignore[arg-type]
     monkeypatch.delenv("SPARRING_DATA", raising=False)
@@ -320,13 +326,34 @@ def test_a_verdict_through_the_lens_is_verified(npz: Path) -> None:
         assert not bool(threat.valid(x, {**x, name: x[name] + 1}).any())
 
 
-def test_augmentation_shifts_the_probe() -> None:
+def test_augmentation_shifts_the_probe_over_repeated_edges() -> None:
     assert shift_and_mirror() is None
-    x = torch.rand(3, 1, 8, 8)
-    made = shift_and_mirror(flip=True)
-    assert made is not None
-    found = made({"probe": x}, torch.arange(3), 0, 0)["probe"]
-    assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in zip(found, x, strict=True))
+    x, place = torch.rand(40, 1, 9, 8), torch.arange(40)
+    for crop, flip in ((0, True), (2, False), (2, True)):
+        made = shift_and_mirror(crop=crop, flip=flip)
+        assert made is not None
+        found = made({"probe": x, "other": place}, place, 0, 0)
+        assert found["other"] is place
+        moves = set()
+        for before, after in zip(x, found["probe"], strict=True):
+            wide = np.pad(before[0].numpy(), crop, mode="edge")
+            cuts = {(i, j): wide[i : i + 9, j : j + 8] for i in range(2 * crop + 1) for j in range(2 * crop + 1)}
+            shown = {key: cut for key, cut in cuts.items() if (cut == after[0].numpy()).all()}
+            shown |= {
+                (*key, "m"): cut for key, cut in cuts.items() if flip and (cut[:, ::-1] == after[0].numpy()).all()
+            }
+            assert len(shown) == 1
+            moves |= shown.keys()
+        assert len(moves) > (2 * crop + 1) * (1 + flip) - (crop == 0)
+
+
+def test_grey_floats_are_pictures_of_one_channel(npz: Path, tmp_path: Path) -> None:
+    x, y = some_faces()
+    np.savez(tmp_path / "floats.npz", x=x / 255, y=y)
+    found, same = read_faces(str(tmp_path / "floats.npz")), read_faces(str(npz))
+    assert found.given["shape"] == same.given["shape"] == (1, 16, 16) and found.prepare and same.prepare
+    pairs, others = (data.prepare(data.x_test) for data in (found, same))  # type: ignore[misc]
+    assert torch.allclose(pairs["probe"], others["probe"]) and torch.equal(found.y_test, same.y_test)
 
 
 # The command line, from data to gate

@@ -37,9 +37,9 @@ def read_faces(
     """Pictures of most persons to train on, and pairs of pictures of the others for the test.
 
     Persons are dealt to the folds by the seed; those of one fold are the test. Of the others the share `held_out` (at
-    least 2) is not trained on: pairs of them set the threshold and choose the best epoch. Pairs are all that show the
-    same person (class 1; at most `pairs` of them, drawn by the seed), in turns with as many of different persons (class
-    0). Inputs are named: `probe`, and in pairs `reference`, and whose they are (`probe_subject`, `reference_subject`).
+    least 2) is not trained on: pairs of them set the threshold and choose the best epoch. Pairs: all of the same person
+    (class 1; at most `pairs`, drawn by the seed), in turns with as many of different persons (class 0). Inputs are
+    named: `probe`, in pairs `reference`, too, and whose they are (`probe_subject`, `reference_subject`).
     Raises ValueError, FileNotFoundError and ImportError (pillow, pyarrow), in one sentence.
     """
     if not 0 <= fold < folds or folds < 2 or not 0 < held_out < 1 or pairs < 1 or seed < 0:

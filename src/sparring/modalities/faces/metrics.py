@@ -13,8 +13,7 @@ import numpy as np
 from sparring.evaluation.measure import accuracy_metrics
 from sparring.results.schema import Metric
 
-FALSE_ACCEPT = 0.01
-"""The false-accept rate at which the true-accept rate is told."""
+FALSE_ACCEPT = 0.01  # the false-accept rate at which the true-accept rate is told
 RESAMPLES = 400
 
 
@@ -58,7 +57,6 @@ def resampled(subjects: np.ndarray, seed: int = 0) -> np.ndarray:
     """How often each pair counts (R, P) when the persons are drawn anew with replacement; subjects (P, 2).
 
     A pair of one person counts as often as that one was drawn, a pair of two as often as the product of their draws.
-
     Source: Snijders and Borgatti 1999 (vertex bootstrap); Bolle 2004 (subsets bootstrap) for pairs of one person.
     """
     names, place = np.unique(subjects, return_inverse=True)
@@ -68,8 +66,7 @@ def resampled(subjects: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def similarities(table: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) similarity less threshold in logits, clean and at the worst point that an attack has shown; from the columns
-    of a table of examples. What was wrong before any attack was not attacked, and stays."""
+    """(P,) similarity less threshold in logits, clean and at the worst point shown, from columns; wrong ones stay."""
 
     def logit(side: str) -> np.ndarray:
         sure = np.asarray(table[f"{side}_confidence"], float).clip(0.5, 1 - 1e-7)
