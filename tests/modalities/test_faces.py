@@ -216,6 +216,8 @@ def test_an_interval_over_persons_is_wider_than_one_over_pairs_where_persons_dec
     assert dodging.value == 0.5 and dodging.n == 100 and dodging.count is None and not dodging.higher_is_better
     assert 0.5 < dodging.high - dodging.low < 0.75  # 2 * 1.96 * sqrt(.25 / 10) = .62; over pairs it would be .2
     assert metrics["impersonation_success"].value == 0 == metrics["equal_error_rate"].value
+    none_of_ten = metrics["impersonation_success"]  # persons: Wilson's z^2 / (n + z^2), for the resamples all agree
+    assert none_of_ten.low == 0 and none_of_ten.high == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
     assert metrics["equal_error_rate_attacked"].value == 0.5  # half of one side is rejected wherever others are not
     clean, worst = similarities(table)
     assert clean[0] == pytest.approx(np.log(9)) and worst[0] == pytest.approx(-np.log(4))

@@ -12,6 +12,7 @@ import numpy as np
 
 from sparring.evaluation.measure import accuracy_metrics
 from sparring.results.schema import Metric
+from sparring.results.statistics import wilson
 
 FALSE_ACCEPT = 0.01  # the false-accept rate at which the true-accept rate is told
 RESAMPLES = 400
@@ -78,9 +79,8 @@ def similarities(table: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verification_metrics(table: Mapping[str, Any]) -> dict[str, Metric]:
-    """The shared ones, and for pairs: equal-error rate and true-accept rate, clean and attacked, and the share of right
-    answers turned by dodging (the same person, not recognised) and by impersonation. Intervals: 95 %, over persons, see
-    `resampled`. ValueError where all pairs are of one kind."""
+    """The shared ones; of pairs equal-error and true-accept rates, clean and attacked, and the share of right answers
+    turned by each goal. 95 % intervals over persons: `resampled`; Wilson's where all resamples agree. ValueError."""
     found, columns = accuracy_metrics(table), {name: np.asarray(column) for name, column in table.items()}
     if "x/probe_subject" not in columns:
         return found
@@ -89,19 +89,19 @@ def verification_metrics(table: Mapping[str, Any]) -> dict[str, Metric]:
         kinds = ("the same person", "different persons")[:: 1 if same.all() else -1]
         text = f"all {len(same)} pairs show {kinds[0]}; expected pairs of {kinds[1]} too"
         raise ValueError(f"{text}, or a verifier that has only one answer would look perfect: add such pairs")
-    once = np.ones((1, len(same)))  # and each resample: all are one array of weights
-    weight = np.concatenate([once, resampled(np.stack([columns[f"x/{s}_subject"] for s in ("reference", "probe")], 1))])
+    subjects = np.stack([columns[f"x/{s}_subject"] for s in ("reference", "probe")], 1)
+    persons, weight = len(np.unique(subjects)), np.concatenate([np.ones((1, len(same))), resampled(subjects)])
 
     def told(spread: np.ndarray, n: int, up: bool = False) -> Metric:
-        value, rest = float(spread[0]), spread[1:][np.isfinite(spread[1:])]
-        low, high = np.percentile(rest, [2.5, 97.5]) if len(rest) else (0.0, 1.0)
+        value, rest = float(spread[0]), spread[np.isfinite(spread)]
+        few = wilson(round(value * persons), persons)  # none of 3 persons turned is no certainty
+        low, high = np.percentile(rest, [2.5, 97.5]) if np.ptp(rest) else (few.low, few.high)
         return Metric(value, min(float(low), value), max(float(high), value), n, None, up)
 
     for when, s in zip(("", "_attacked"), similarities(columns), strict=True):
         found[f"equal_error_rate{when}"] = told(equal_error(s, same, weight)[0], len(s))
         found[f"true_accept_at_far_{FALSE_ACCEPT:g}{when}"] = told(true_accept(s, same, weight), len(s), True)
     for name, own in (("dodging_success", same & right), ("impersonation_success", ~same & right)):
-        if own.any():
-            with np.errstate(invalid="ignore"):  # of resamples without such pairs
-                found[name] = told(weight @ (turned & own) / (weight @ own), int(own.sum()))
+        if own.any():  # NaN: a resample without such pairs
+            found[name] = told(weight @ (turned & own) / np.where((n := weight @ own) > 0, n, np.nan), int(own.sum()))
     return found
