@@ -1,9 +1,10 @@
 """Faces before and after hardening: ORL, every person unseen once, PGD with restarts on one side of each pair.
 
-For each fold, standard training and PGD-AT into a run folder beside OUT.jsonl, then the attack on all pairs of the
-unseen persons: at the larger radius, at half of it (there only on what fell at the larger one: what stands there
-stands), and on the pixels of a pair of glasses. Thresholds come from persons who are neither trained on nor tested.
-Intervals are over persons. Every finished part is stored and not computed again. Needs $SPARRING_DATA/orl_faces.
+For each fold, standard training, PGD-AT and training on batches attacked in part, into a run folder beside OUT.jsonl,
+then the attack on all pairs of the unseen persons: at the larger radius, at half of it (there only on what fell at the
+larger one: what stands there stands), and on the pixels of a pair of glasses. Thresholds come from persons who are
+neither trained on nor tested. Intervals are over persons. Every finished part is stored and not computed again. Needs
+$SPARRING_DATA/orl_faces.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ COLUMNS = (
     "adversarial_confidence", "margin_left", "x/reference_subject", "x/probe_subject",
 )  # fmt: skip
 RECIPES = {
-    "standard": ("standard:label_smoothing=0.2", 40),
-    "hardened": ("mixed:share=0.6,num_steps=3,step=0.5,label_smoothing=0.1", 80),
+    "standard": ("standard:label_smoothing=0.2", 40, 3),
+    "hardened": ("pgd-at:num_steps=3,step=0.5", 50, 0),
+    "mixed": ("mixed:share=0.6,num_steps=3,step=0.5,label_smoothing=0.1", 80, 3),
 }
-"""With the number of epochs."""
+"""With the number of epochs, and by how many pixels pictures are shifted."""
 
 
 def data_of(fold: int, args: argparse.Namespace) -> str:
@@ -45,9 +47,9 @@ def trained(name: str, fold: int, args: argparse.Namespace, lines: Lines) -> tup
     run = Path(args.out).with_suffix("") / f"{name}-{fold}"
     if not (run / "training.json").exists():
         started = time.process_time()
-        recipe, epochs = RECIPES[name]
+        recipe, epochs, crop = RECIPES[name]
         asked = {"data": data_of(fold, args), "threat": args.train_threat, "recipe": recipe, "epochs": epochs}
-        runs.start_run(TrainingSettings(**asked, seed=args.seed), run)
+        runs.start_run(TrainingSettings(**asked, augment={"crop": crop}, seed=args.seed), run)
         lines.add({"name": name, "fold": fold, "part": "training", "cpu": time.process_time() - started})
     found = lines.find(name=name, fold=fold, part="training") or {"cpu": float("nan")}
     return runs.load(run), found["cpu"]
