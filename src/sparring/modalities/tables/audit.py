@@ -76,7 +76,7 @@ def check_table(schema: str | Path, data: str, *, encoding: str = "utf-8", seed:
     if not 0 < own < num:
         told.append(f"labels: {'all' if own else 'no'} rows are attacked, as attacked = {list(known.attacked)} says")
     told.append(
-        f"{num} rows, {own} of them attacked ({kinds}); {int((known.may_grow | known.may_fall).sum())} of "
+        f"{num} rows, {own} of them attacked ({kinds}); {int(known.movable.sum())} of "
         f"{len(known.names)} columns may change; {len(known.rules)} rules, which {started} rows break from the start"
     )
     return told

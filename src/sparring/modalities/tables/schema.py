@@ -152,6 +152,11 @@ class Schema:
         self.low, self.high, self.step, self.unit = (np.array(column) for column in [*zip(*per, strict=True)][:4])
         self.log, self.may_grow, self.may_fall = (np.array(column) for column in [*zip(*per, strict=True)][4:])
 
+    @property
+    def movable(self) -> np.ndarray:
+        """(D,) bool: columns of which the opponent may change some value."""
+        return self.may_grow | self.may_fall
+
     @functools.cached_property
     def range_units(self) -> np.ndarray:
         """(D,) the whole range of each column as its unit, on its own scale; 1 of a column without a width."""

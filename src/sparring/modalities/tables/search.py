@@ -157,7 +157,7 @@ class Evolution(TableSearch):
         """(b, P, D): a better member, with a quarter of the columns of another one, and one to four drawn anew."""
         num, size, _ = old.shape
         s, facts = threat.schema, threat._facts(x)
-        at = torch.from_numpy(s.may_grow | s.may_fall | s.derived).to(old.device).nonzero()[:, 0]  # all else stays 0
+        at = torch.from_numpy(s.movable | s.derived).to(old.device).nonzero()[:, 0]  # all else stays 0
         u = noise.uniform((size, 3 * len(at) + 3), draw=t + 1).to(old)
         mix, move, value, rest = u.split([len(at)] * 3 + [3], 2)
         half, each = (rest[:, :, :2] ** 2 * size).long(), torch.arange(num, device=old.device)[:, None]

@@ -150,7 +150,7 @@ class Columns(ThreatModel):
     def describe(self) -> str:
         amount = text_of(float(self.radius)) if torch.as_tensor(self.radius).ndim == 0 else "a radius of each row"
         unit = "their whole range" if self.units == "range" else "the units of the schema"
-        free, num = int((self.schema.may_grow | self.schema.may_fall).sum()), len(self.schema.rules)
+        free, num = int(self.schema.movable.sum()), len(self.schema.rules)
         kept = f"rows that keep types, ranges, directions and {num} rule{'s' * (num != 1)}"
         return (
             f"Of the rows of the attacked class the opponent may change {free} of {len(self.schema.names)} columns, "
@@ -168,7 +168,7 @@ class Columns(ThreatModel):
     def _facts(self, x: Rows) -> _Facts:
         s, like = self.schema, x["rows"]
         unit = s.unit if self.units == "schema" else s.range_units
-        free = (s.may_grow | s.may_fall) & ~s.derived
+        free = s.movable & ~s.derived
         rest = (s.log, s.low, s.high, s.step, s.may_grow, s.may_fall, free)
         made = (torch.as_tensor(a, device=like.device) for a in rest)
         return _Facts(torch.as_tensor(unit, dtype=like.dtype, device=like.device), *made)
@@ -199,7 +199,7 @@ class Columns(ThreatModel):
         low, high = self._ends(x)
         moved = torch.where(x["may_change"][:, None], torch.minimum(torch.maximum(moved, low), high), rows)
         for group in self.schema.groups:
-            if not (self.schema.may_grow | self.schema.may_fall)[group].any():
+            if not self.schema.movable[group].any():
                 continue
             old, near = rows[:, group], relaxed[:, group]
             pick = torch.zeros_like(near).scatter_(1, (near - 1e-6 * old).argmax(1, keepdim=True), 1.0)
