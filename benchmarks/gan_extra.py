@@ -102,13 +102,13 @@ def extras(part: Part, seed: int) -> None:
     np.savez("pseudo.npz", x=x.numpy(), y=soft.argmax(1).numpy())
 
 
-def arm(name: str, part: Part, seed: int) -> Path:
-    """The folder of an arm's evaluation; the checks, which take as long as the attacks, are made for the first seed."""
+def arm(name: str, part: Part, seed: int, checks: bool) -> Path:
+    """The folder of an arm's evaluation."""
     options = dict(ARMS[name])
     if options.pop("crop", False):
         options["crop"] = part.crop
     run = trained(name.replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
-    asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, checks=seed == 0)
+    asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, checks=checks)
     if not (run / "evaluation" / "results.json").exists():
         evaluate_folder(from_run(run), run / "evaluation", asked)
     return (run / "evaluation").resolve()
@@ -125,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--checks", action="store_true", help="with the battery, which takes as long as the attacks")
     parser.add_argument("--out", type=Path, default=Path("gan_extra"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def main() -> None:
                     few(part, seed)
                 extras(part, seed)
                 for name in ARMS:
-                    found[name].append(arm(name, part, seed))
+                    found[name].append(arm(name, part, seed, asked.checks))
                 print(f"seed {seed}: {Path('labels.txt').read_text()}")
         rows = []
         for name, folders in found.items():

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from command import call
 from sparring.app.train_run import load, resume_run, settings_for, start_run
 from sparring.core.noise import Noise
+from sparring.modalities import load_data
+from sparring.modalities.images.generate import gan
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,17 @@ def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], words: str, da
 def test_a_generator_has_no_robust_accuracy(run: Path) -> None:
     ended = call("evaluate", str(run))
     assert ended.code == 2 and "makes no classifier" in ended.err and "sparring quality" in ended.err
+
+
+def test_the_guard_counts_classes_only_where_the_classifier_tells_them_apart(data: str, tmp_path: Path) -> None:
+    """One that is right on 65 % finds few classes in the poor images of a healthy start."""
+    found = load_data(data)
+    chance = torch.randint(2, (300,), generator=torch.Generator().manual_seed(0))
+    counts = []
+    for name, y in (("true", found.y_train), ("chance", chance)):
+        _, guard = gan().judge(found, (found.x_train, y), tmp_path / name, 0)
+        counts.append(guard.classify is not None and len(guard.real.shares))
+    assert counts == [2, False]
 
 
 def test_samples_are_those_of_the_generator_with_labels_and_origin(run: Path, tmp_path: Path) -> None:
