@@ -77,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--runs", default="standard,8;hull,8", help="recipe,epochs with semicolons")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num-examples", type=int, help="of the validation sentences, the first; all unless given")
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("hugging_face.jsonl"))
     asked = parser.parse_args()
@@ -85,7 +86,9 @@ def main() -> None:
     threat = KIND.make_threat("words:1.0,k=8,list=counterfitted", data)
     for seed in range(asked.seeds):
         kept, held = hold_out(data.y_train, 0.1, seed)
-        judged = Batches(take(data.x_train, held), data.y_train[held], 250) if asked.choose else data.batches("test")
+        judged = data.batches("test", count=asked.num_examples)
+        if asked.choose:
+            judged = Batches(take(data.x_train, held), data.y_train[held], 250)
         for run in asked.runs.split(";"):
             name, epochs = run.rsplit(",", 1)
             key = {"recipe": name, "epochs": int(epochs), "seed": seed, "choose": asked.choose}

@@ -41,7 +41,7 @@ from sparring.training.recipes import standard, trades
 
 KIND = find("text")
 DATA = {"sst2": "sst2,vectors=glove,length=50,list=counterfitted", "ag_news": "ag_news,vectors=glove,length=48"}
-EPOCHS = {"sst2": 6, "ag_news": 2, "sst2 few": 25, "ag_news few": 20}
+EPOCHS = {"sst2": 6, "ag_news": 4, "sst2 few": 25, "ag_news few": 20}
 RADIUS = {"fgm": 0.06, "random": 0.06, "freelb": 0.06, "vat": 0.06}
 FEW_RADIUS = 0.2
 PASSES = {"plain": 1, "plain x2": 2, "plain x4": 4, "fgm": 3, "random": 2, "freelb": 3, "vat": 4, "substituted": 4}
