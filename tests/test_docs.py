@@ -171,7 +171,7 @@ def passes(run: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]) -> str:
     return f"{forwards} forward{'s' * (forwards > 1)}, {backwards} backward{'s' * (backwards > 1)}"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "ibp"])  # whose bounds are no calls of the model
 def test_how_to_choose_counts_the_passes_of_recipes(name: str) -> None:
     recipe = RECIPES[name](Linf(0.1), **({"others": "l2:0.5"} if name == "multi-norm" else {}))
     found = passes(lambda model, x, y: recipe(model, x, y).backward())
