@@ -57,6 +57,7 @@ def entries(clone: Path) -> list[tuple[str, Entry]]:
     honest = [
         (name, Entry(name, "elsewhere", "honest", lambda _, n=network: load(clone, n), Linf(network.threat)))
         for name, network in NETWORKS.items()
+        if not name.startswith("wong")
     ]
     broken = [
         (name, Entry(f"{defence}: {name}", "elsewhere", "broken", lambda _, n=name, p=parts: wrapped(n, p),
