@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from common import Lines, provenance, table
-from sparring.core.batches import Batches
+from sparring.core.batches import Batches, draw
 from sparring.core.noise import Noise
 from sparring.modalities import load_data
 from sparring.modalities.base import Dataset
 from sparring.modalities.images.files import picture_grid
 from sparring.modalities.images.generate import prepared
 from sparring.quality.features import Extractor, FeatureNet, extractor_of, kept_features
-from sparring.quality.judge import judge_with_controls
+from sparring.quality.judge import Reference, judge_with_controls
 from sparring.training.collapse import CollapseGuard
 from sparring.training.gan import GAMES, Gan, GanLoss, Pair, build_pair, sample_images
 from sparring.training.loop import TrainingResult, train
@@ -99,14 +99,15 @@ def in_both_features(data: Dataset, net: FeatureNet, pair: Pair, num: int, seed:
     x_train, x_test = prepared(data, data.x_train), prepared(data, data.x_test)
     built_in = extractor_of(net, x_test, data.y_test)
     made = sample_images(pair, torch.arange(num) % 10, Noise.make(seed, "benchmark", torch.arange(num)))
-    half = x_train[data.y_train < 5][: 3 * num]
+    half, real = x_train[data.y_train < 5][:num], x_test[draw(data.y_test, num, seed)]
     found = {}
     for name, extractor in (
         ("all layers", built_in), ("last layer", dataclasses.replace(built_in, embed=last_layer))
     ):  # fmt: skip
-        own, halved = (judge_with_controls(x, x_train, x_test, extractor, 10, seed=seed) for x in (made, half[:num]))
+        own = judge_with_controls(made, x_train, x_test, extractor, 10, seed=seed)
         found[name] = {"verdict": own["verdict"], "findings": own["findings"]}
-        found[name]["rows"] = {**own["rows"], "five classes": halved["rows"]["generated"]}
+        halved = Reference.of(real, extractor, 10).judge(half)
+        found[name]["rows"] = {**own["rows"], "five classes": dataclasses.asdict(halved)}
     return found
 
 
