@@ -136,7 +136,7 @@ def main() -> None:
     stacks = torch.cat([x_test[torch.stack(rows_of[i : i + 3], 1), 0] for i in (0, 3, 6)])
     readings.append({"name": "test images (floor)", "by_n": judge(stacks[: NUMS[-1]])})
     rows = [
-        [r.get("name") or f"{r['minutes']:.0f} min, {r['steps']} steps", num]
+        [r.get("name") or f"{r['minutes']:.2g} min, {r['steps']} steps", num]
         + [f"{r['by_n'][num][figure]:{form}}" for figure, form in FIGURES.items()]
         for r in readings
         for num in map(str, NUMS)
