@@ -23,9 +23,9 @@ from sparring.training.supervised import Supervised
 class CertifiedTraining(Supervised):
     """(1 - k) * cross_entropy(model(x), y) + k * cross_entropy(-gaps, y), k = weight * reach.
 
-    gaps (B, K): lower bounds of logit_y - logit_k over the radius `reach * radius`, where `reach` grows from 0 to 1
-    between the moments of `ramp`. With `box` below 1 they are those of the box of that share of the radius around what
-    `attack` finds in the rest of it: no bound of the whole set any more, but one that costs less clean accuracy.
+    gaps (B, K): lower bounds of logit_y - logit_k over `reach * radius`; `reach` grows from 0 to 1 between the moments
+    of `ramp`. With `box` below 1 they are those of the box of that share of the radius around what `attack` finds in
+    the rest of it: no bound of the whole set, but one that costs less clean accuracy.
     """
 
     threat: ThreatModel
@@ -67,13 +67,12 @@ def ibp(
 
     box: 1 bounds the whole radius; below 1 an attack of `num_steps` steps goes the rest of the way.
 
-    Source: Gowal 2018, eq. 13 and section 4 (both the radius and the share of the bound grow, up to a half; there over
-    the first 2 to 10 thousand of 60 thousand steps); with `box` Mueller 2023 (SABR: 0.4 of the radius and 8 steps for
-    MNIST 0.1, 0.6 for 0.3). Bounds are those of eval mode, so plain layers without BatchNorm do best.
+    Source: Gowal 2018, eq. 13 and section 4 (radius and share of the bound grow, the latter to a half; there over steps
+    2 to 10 thousand of 60); with `box` Mueller 2023 (SABR: 0.4 and 8 steps for MNIST 0.1, 0.6 for 0.3). Bounds are
+    those of eval mode, so plain layers without BatchNorm do best.
     """
-    if not 0 < weight <= 1:
-        raise ValueError(f"weight={weight}; expected the share of the bound in the loss, above 0, at most 1")
-    if not 0 < box <= 1:
-        raise ValueError(f"box={box}; expected the share of the radius that is bounded, above 0, at most 1")
+    for name, share, of in (("weight", weight, "the bound in the loss"), ("box", box, "the radius that is bounded")):
+        if not 0 < share <= 1:
+            raise ValueError(f"{name}={share}; expected the share of {of}, above 0, at most 1")
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last") if box < 1 else None
     return CertifiedTraining(threat=threat, weight=weight, ramp=ramp, box=box, attack=attack)

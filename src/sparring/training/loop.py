@@ -142,9 +142,7 @@ def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
 
 
 def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> Machine:
-    """Puts the model on its device, with the weights of the first process; returns who shares the work. TypeError for
-    what cannot learn, ValueError for no number of epochs.
-    """
+    """Puts the model on its device, with the weights of the first process; returns who shares the work."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module, whose weights can learn")
     if not isinstance(num_epochs, int) or num_epochs < 0:
@@ -189,9 +187,8 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int,
 def _exchanged(model: nn.Module, told: Mapping[str, Tensor | float], share: float, team: Machine) -> dict[str, Tensor]:
     """Gradients, statistics of BatchNorm and figures become the means over all processes; returns the figures."""
     figures = {name: torch.as_tensor(value).detach().clone() for name, value in told.items()}
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    statistics = [b for b in model.buffers() if b.is_floating_point()]
-    team.mean([*gradients, *statistics, *figures.values()], share)
+    learned = [p.grad for p in model.parameters() if p.grad is not None]
+    team.mean([*learned, *(b for b in model.buffers() if b.is_floating_point()), *figures.values()], share)
     return figures
 
 
