@@ -103,6 +103,7 @@ def test_a_run_is_chosen_by_what_is_certified(tmp_path: Path) -> None:
     best = json.loads((tmp_path / "run" / "training.json").read_text())["best_epoch"]
     certified = [line["certified_accuracy"] for line in history]
     assert certified[best] == max(certified) > 0.3
+    assert f"{certified[best]:.1%} certified (held-out data)" in err
     assert all(line["certified_accuracy"] <= line["robust_accuracy"] for line in history)
     code, out, err = call("evaluate", run, "--num-examples", "100", "--attacks", "pgd:num_steps=5", "--no-checks")
     assert code == 0 and "certified at least" in out, err

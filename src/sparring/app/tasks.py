@@ -67,6 +67,7 @@ def best_in_words(best: Mapping[str, float]) -> str:
     """What the validation found at the best epoch."""
     if "clean_accuracy" in best:
         robust = f"{best['robust_accuracy']:.1%} under a light attack"
-        return f"{best['clean_accuracy']:.1%} clean, {robust} (held-out data)"
+        sure = f", {best['certified_accuracy']:.1%} certified" if "certified_accuracy" in best else ""
+        return f"{best['clean_accuracy']:.1%} clean, {robust}{sure} (held-out data)"
     loop = ("epoch", "step", "learning_rate", "seconds")
     return ", ".join(f"{k} {v:.3g}" for k, v in best.items() if k not in loop and not k.startswith("train_"))
