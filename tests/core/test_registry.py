@@ -102,6 +102,14 @@ def test_values_become_what_the_signature_says() -> None:
     assert named("climb:step=none,rescale=false", TABLE, "attack")("T")[1:4] == (10, None, False)
 
 
+def test_none_is_none_also_where_a_text_may_stand() -> None:
+    def read(list: str | None = "auto") -> str | None:
+        return list
+
+    given = [named(f"read{text}", {"read": read}, "data")() for text in ("", ":list=none", ":list=a")]
+    assert given == ["auto", None, "a"]
+
+
 def test_what_is_given_goes_by_name_to_who_asks_for_it() -> None:
     def asks(radius: float, *, data: Any = None, k: int = 1) -> tuple[Any, ...]:
         return (radius, data, k)

@@ -178,7 +178,8 @@ def options_of(builder: Builder, given: tuple[str, ...] = ("threat",)) -> dict[s
         if words not in ("", "none") and p.name not in given and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
             choices = {name: value for _, several, _ in kinds for name, value in several.items()}
             first = p.kind is p.POSITIONAL_OR_KEYWORD and not any(option.positional for option in found.values())
-            found[p.name] = Option(words, p.default, choices, _either([read for _, _, read in kinds]), first)
+            readers = sorted((read for _, _, read in kinds), key=lambda read: read is str)  # which reads "none", too
+            found[p.name] = Option(words, p.default, choices, _either(readers), first)
     return found
 
 

@@ -39,9 +39,8 @@ def find_list(name: str) -> Path:
     place = _in_words(COUNTERFITTED) if name == "counterfitted" else Path(name).expanduser()
     if place and place.is_file():
         return place
-    where = "counterfitted" if name == "counterfitted" else "a file"
     raise FileNotFoundError(
-        f"list {name!r}: there is no {where} of substitutes{'' if place is None else f' at {place}'}. Either put the "
+        f"list {name!r}: there is no such file of substitutes{'' if place is None else f' at {place}'}. Either put the "
         "neighbours of Jia and Liang 2019 (github.com/robinjia/certified-word-sub, counterfitted_neighbors.json) at "
         f'$SPARRING_DATA/words/{COUNTERFITTED}, or give a list of your own by path: JSON {{"word": ["other", ...]}} '
         "(also .gz), or lines WORD, TAB, OTHER OTHER ..."
