@@ -176,3 +176,12 @@ def test_the_memory_of_a_check_does_not_grow_with_the_file(tmp_path: Path) -> No
         command = [sys.executable, "-c", PEAK, str(tmp_path / "t.toml"), str(tmp_path / name)]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+def test_a_check_tells_how_often_the_header_stands_again(tmp_path: Path) -> None:
+    data, schema = flows(tmp_path / "t.csv"), tmp_path / "t.toml"
+    schema.write_text(draft_schema(str(data), "y", "bad"))
+    told = check_table(schema, str(data))
+    header, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([header, *rows, header, header]) + "\n")
+    assert check_table(schema, str(data)) == ["the header stands again in 2 rows, which are left out", *told]

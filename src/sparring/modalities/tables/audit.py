@@ -62,7 +62,8 @@ def check_table(schema: str | Path, data: str, *, encoding: str = "utf-8", seed:
         started += int(against.sum())
         for rule in known.rules:
             binds[rule.name] = binds[rule.name] or _binds(known, rule, x)
-    told = [f"{what}: broken by {count}" for what, count in broken.items() if count.num]
+    told = [f"the header stands again in {chunk.repeated} rows, which are left out"] if chunk.repeated else []
+    told += [f"{what}: broken by {count}" for what, count in broken.items() if count.num]
     tried = _inside(known, ends, seed)
     empty = [rule.name for rule in known.rules if rule.target is None and not breaks(rule, tried).any()]
     told += [f"rule {name!r}: none of {NUM_TRIED} rows drawn inside the ranges breaks it; does it forbid anything?"

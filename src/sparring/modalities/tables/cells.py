@@ -15,11 +15,13 @@ ROWS_AT_ONCE = 10_000
 
 
 class Chunk(NamedTuple):
-    """Some rows of a file: its header, the line number of each row, and the cells, without blanks around."""
+    """Some rows of a file: its header, the line number of each row, the cells, without blanks around, and how often the
+    header has stood again among the rows so far."""
 
     header: list[str]
     numbers: list[int]
     cells: list[list[str]]
+    repeated: int = 0
 
 
 def read_chunks(path: str, encoding: str = "utf-8") -> Iterator[Chunk]:
@@ -43,7 +45,8 @@ def read_chunks(path: str, encoding: str = "utf-8") -> Iterator[Chunk]:
 
 def _chunks(path: str, reader: Any) -> Iterator[Chunk]:
     names = [name.strip() for name in next(reader, [])]
-    rows, extra, header = _rows(reader, names), 0, names
+    again: list[int] = []
+    rows, extra, header = _rows(reader, names, again), 0, names
     some = list(islice(rows, ROWS_AT_ONCE))
     if not some:
         raise ValueError(f"{path}: there is no row of data under a header")
@@ -58,13 +61,15 @@ def _chunks(path: str, reader: Any) -> Iterator[Chunk]:
                     f"{path}: row {number} has {len(cells)} cells, the header has {len(names)}; columns would be "
                     "shifted: a comma inside a cell needs quotes around the cell"
                 )
-        yield Chunk(header, [number for number, _ in some], [cells[: len(header)] for _, cells in some])
+        yield Chunk(header, [number for number, _ in some], [cells[: len(header)] for _, cells in some], len(again))
         some = list(islice(rows, ROWS_AT_ONCE))
 
 
-def _rows(reader: Any, header: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of the rows that hold data."""
+def _rows(reader: Any, header: list[str], again: list[int]) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of the rows that hold data; those of the header's own copies go to `again`."""
     for row in reader:
         cells = [cell.strip() for cell in row]
-        if any(cells) and cells != header:
+        if cells == header:
+            again.append(reader.line_num)
+        elif any(cells):
             yield reader.line_num, cells
