@@ -52,10 +52,10 @@ def entries(clone: Path) -> list[tuple[str, Entry]]:
     """The network's name, and the model made of it."""
 
     def wrapped(name: str, parts: dict[str, Any]) -> nn.Module:
-        return Then(load(clone, NETWORKS[name]), **parts)
+        return Then(load([clone], NETWORKS[name]), **parts)
 
     honest = [
-        (name, Entry(name, "elsewhere", "honest", lambda _, n=network: load(clone, n), Linf(network.threat)))
+        (name, Entry(name, "elsewhere", "honest", lambda _, n=network: load([clone], n), Linf(network.threat)))
         for name, network in NETWORKS.items()
         if not name.startswith("wong")
     ]

@@ -3,8 +3,8 @@
 The networks, their fixed sets of 200 images and the lists of hard instances come from the verifier alpha-beta-CROWN
 (https://github.com/Verified-Intelligence/alpha-beta-CROWN, commit 8250d5f, BSD 3-Clause); those named wong- from
 https://github.com/locuslab/convex_adversarial (commit 2cd8149, MIT), judged on the same images. Nothing of them is kept
-here. Bring them with `git clone`, then: python benchmarks/strangers.py OUT.jsonl CLONE [--wong CLONE] [--methods ...]
-[--networks ...].
+here. Bring them with `git clone`, then: python benchmarks/strangers.py OUT.jsonl CLONE [CLONE] [--methods ...]
+[--networks ...]; the first has the images.
 A finished part is kept in a file of JSON lines and never computed again, so the script may be killed at any time.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,6 @@ from sparring.modalities.images import scale
 from sparring.threats import make_threat
 
 NUM = 200
-WONG_CLONE = [Path()]
 OTHER = {("l2", "mnist"): 1.5, ("l2", "cifar"): 0.25, ("l1", "mnist"): 10, ("l1", "cifar"): 6}
 
 
@@ -137,10 +136,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def load(clone: Path, network: Network) -> nn.Module:
-    """The network with its weights, which are read as data."""
-    inside = clone / "complete_verifier/models" / network.weights
-    path = inside if inside.exists() else WONG_CLONE[0] / network.weights
+def load(clones: Sequence[Path], network: Network) -> nn.Module:
+    """The network with its weights, which are read as data, from the first clone that has them."""
+    places = [clone / inside / network.weights for clone in clones for inside in ("complete_verifier/models", "")]
+    path = next((place for place in places if place.exists()), places[0])
     found = torch.load(path, map_location="cpu", weights_only=True)
     model = network.build().eval()
     bare = model[1] if isinstance(model[0], Normalize) else model
@@ -166,13 +165,13 @@ def hard_images(clone: Path, network: Network) -> tuple[Tensor, Tensor]:
     return scale(data.x_test[chosen]), data.y_test[chosen]
 
 
-def part(clone: Path, network: Network, kind: str, method: str, seed: int) -> dict[str, Any]:
+def part(clones: Sequence[Path], network: Network, kind: str, method: str, seed: int) -> dict[str, Any]:
     """One method with one seed on a network's images; "reference" is AutoAttack put together from torchattacks.
 
     kind: "linf", what the network was trained against; "hard", those instances alone; "l2" or "l1".
     """
-    model, started = load(clone, network), time.process_time()
-    x, y = hard_images(clone, network) if kind == "hard" else images(clone, network.data)
+    model, started = load(clones, network), time.process_time()
+    x, y = hard_images(clones[0], network) if kind == "hard" else images(clones[0], network.data)
     if method == "reference":
         return reference(model, x, y, "Linf", network.threat, 10, seed)
     l2 = network.weights.startswith("models_scaled_l2")  # the one network that was trained against it
@@ -207,19 +206,18 @@ def summary(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("clone", type=Path)
-    parser.add_argument("--wong", type=Path, default=Path(), help="the clone of convex_adversarial")
+    parser.add_argument("clones", type=Path, nargs="+")
     parser.add_argument("--kind", default="linf", choices=["linf", "hard", "l2", "l1"])
     parser.add_argument("--methods", nargs="+", default=["fast", "autoattack", "reference"])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     options = parser.parse_args()
-    lines, WONG_CLONE[0] = Lines(options.out), options.wong
+    lines = Lines(options.out)
     for method in options.methods:
         for name in options.networks:
             for seed in range({"autoattack": 2, "reference": 1}.get(method, 3)):
                 key = {"network": name, "kind": options.kind, "method": method, "seed": seed}
                 if lines.find(**key) is None:
-                    found = lines.add({**key, **part(options.clone, NETWORKS[name], options.kind, method, seed)})
+                    found = lines.add({**key, **part(options.clones, NETWORKS[name], options.kind, method, seed)})
                     print(key, sum(found["robust"]), found["cost"], f"{found['cpu_seconds']:.0f} s", flush=True)
     print(f"\n{provenance(seed='0, 1, 2', n=NUM, packages=['torchattacks'])}\n")
     print(summary([r for r in lines.records if r["kind"] == options.kind]))

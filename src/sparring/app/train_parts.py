@@ -26,6 +26,7 @@ from sparring.evaluation.preflight import preflight
 from sparring.modalities import find_data
 from sparring.modalities.base import Dataset, Modality, Task
 from sparring.threats.inputs import check_inputs
+from sparring.training.guard import field_of
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
 from sparring.training.watch import Switched, watch
@@ -117,8 +118,10 @@ def make_parts(job: Job, model: nn.Module, machine: Machine, out: Path) -> tuple
     learning: dict[str, Any] = {"params": model.parameters(), "lr": s.learning_rate, "weight_decay": s.weight_decay}
     sgd = s.optimizer == "sgd"
     optimizer = torch.optim.SGD(**learning, momentum=0.9) if sgd else torch.optim.AdamW(**learning)
-    validate = make_validation(job, model, batches)
-    return used, LoopParts(make_recipe(job), optimizer, validate, score_of(job), make_guard(job, held, machine))
+    recipe = make_recipe(job)
+    certifies = field_of(recipe, "certifies", False)  # a recipe that trains for a certificate, which chooses the epoch
+    validate, score = make_validation(job, model, batches, certifies), score_of(job, certifies)
+    return used, LoopParts(recipe, optimizer, validate, score, make_guard(job, held, machine))
 
 
 def named_guard(text: str) -> Named | None:
@@ -170,7 +173,7 @@ def split_data(settings: TrainingSettings, data: Dataset) -> tuple[Any, Any]:
     return (take(data.x_train, keep), data.y_train[keep]), (take(data.x_train, held), data.y_train[held])
 
 
-def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[Any], dict[str, float]]:
+def make_validation(job: Job, model: nn.Module, batches: Batches, certifies: bool) -> Callable[[Any], dict[str, float]]:
     """What chooses the best epoch: a light attack on held-out examples. ValueError for a model without logits.
 
     With class weights it is the share of weight that stands, not of examples.
@@ -180,7 +183,7 @@ def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[A
     if "probabilities" in {finding.name for finding in checked.findings}:
         raise ValueError("the model returns probabilities; training needs logits: leave out its softmax or sigmoid")
     stages, certify = job.modality.make_plan(job.modality.validation, job.threat), None
-    if certifies(job):
+    if certifies:
         certify, reason = job.modality.certify(model, job.threat)
         if certify is None:
             raise ValueError(f"the recipe {job.recipe.name} trains for a certificate, and there is none: {reason}")
@@ -200,13 +203,8 @@ def make_validation(job: Job, model: nn.Module, batches: Batches) -> Callable[[A
     return validate
 
 
-def certifies(job: Job) -> bool:
-    """Whether the recipe trains for a certificate, which then chooses the best epoch."""
-    return bool(getattr(job.recipe(job.threat), "certifies", False))
-
-
-def score_of(job: Job) -> str:
+def score_of(job: Job, certifies: bool) -> str:
     """The figure that chooses the best epoch."""
-    if certifies(job):
+    if certifies:
         return "certified_accuracy"
     return f"{'weighted_' if job.weights else ''}{'clean' if job.recipe.name == 'standard' else 'robust'}_accuracy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sparring.attacks.steps import Ascent
 from sparring.certify.interval import interval_gaps
 from sparring.core.model_state import attack_mode
 from sparring.core.noise import Noise
-from sparring.core.types import size
+from sparring.core.types import Inputs, size
 from sparring.threats.base import ThreatModel
 from sparring.training.supervised import Supervised
 
@@ -24,8 +24,7 @@ class CertifiedTraining(Supervised):
     """(1 - k) * cross_entropy(model(x), y) + k * cross_entropy(-gaps, y), k = weight * reach.
 
     gaps (B, K): lower bounds of logit_y - logit_k over `reach * radius`; `reach` grows from 0 to 1 between the moments
-    of `ramp`. With `box` below 1 they are those of the box of that share of the radius around what `attack` finds in
-    the rest of it: no bound of the whole set, but one that costs less clean accuracy.
+    of `ramp`. With `box` below 1 they are of that share of the radius around what `attack` finds in the rest of it.
     """
 
     threat: ThreatModel
@@ -36,27 +35,28 @@ class CertifiedTraining(Supervised):
     reach: float = 1.0
     certifies: ClassVar[bool] = True  # the best epoch is the one with the highest certified accuracy
 
-    def at(self, progress: float) -> CertifiedTraining:
+    def at(self, progress: float) -> Self:
         """With the radius as large as it is at this moment of the run."""
         start, end = self.ramp
         return replace(self, reach=min(1.0, max(0.0, (progress - start) / max(end - start, 1e-9))))
 
     def __call__(
-        self, model: Any, x: Tensor, y: Tensor, *, noise: Noise | None = None
+        self, model: Any, x: Inputs, y: Tensor, *, noise: Noise | None = None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         self._begin(x, y, self.threat)
         clean = self._cross_entropy(self._logits(model(x), x, y), y)
         if self.reach == 0:
             return clean, {}
-        centre: Any = x
+        gaps, k = self._gaps(model, x, y, noise), self.weight * self.reach
+        sure = (gaps.scatter(1, y[:, None], torch.inf).amin(1) > 0).float().mean().detach()
+        return (1 - k) * clean + k * self._cross_entropy(-gaps, y), {"certified_in_box": sure}
+
+    def _gaps(self, model: Any, x: Any, y: Tensor, noise: Noise | None) -> Tensor:
         if self.attack is not None:
             attack = replace(self.attack, threat=self.threat.at(self.reach * (1 - self.box)))
             with attack_mode(model, "eval") as frozen:
-                centre = attack(frozen, x, y, noise=Noise.from_torch(size(x)) if noise is None else noise).x_adv
-        gaps = interval_gaps(model, centre, y, self.threat.at(self.reach * self.box))
-        sure = (gaps.scatter(1, y[:, None], torch.inf).amin(1) > 0).float().mean()
-        k = self.weight * self.reach
-        return (1 - k) * clean + k * self._cross_entropy(-gaps, y), {"certified_in_box": sure.detach()}
+                x = attack(frozen, x, y, noise=Noise.from_torch(size(x)) if noise is None else noise).x_adv
+        return interval_gaps(model, x, y, self.threat.at(self.reach * self.box))
 
 
 def ibp(

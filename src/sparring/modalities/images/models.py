@@ -13,7 +13,7 @@ from torch import nn
 
 from sparring.adapters.files import build_model
 from sparring.core.layers import Block, GlobalMean, Normalize
-from sparring.modalities.images import resnets
+from sparring.modalities.images.resnets import Activation, preact_network
 
 Shape = Sequence[int]
 
@@ -94,20 +94,27 @@ def resnet_small(
 
 
 def preact_resnet18(
-    shape: Shape, num_classes: int, activation: resnets.Activation = "relu", *, normalize: nn.Module | None = None
+    shape: Shape, num_classes: int, activation: Activation = "relu", *, normalize: nn.Module | None = None
 ) -> nn.Module:
     """The network of most papers on adversarial training, 11.2 million weights; activation relu or silu."""
     channels, _, _ = _image(shape, "preact-resnet18", 8)
-    return resnets.preact_resnet(channels, num_classes, normalize or _default_normalize(shape), activation)
+    normalize = normalize or _default_normalize(shape)
+    return preact_network(channels, num_classes, normalize, activation, 64, (64, 128, 256, 512), 2)
 
 
 def wide_resnet(
-    shape: Shape, num_classes: int, depth: int = 28, width: int = 10, activation: resnets.Activation = "relu", *,
+    shape: Shape, num_classes: int, depth: int = 28, width: int = 10, activation: Activation = "relu", *,
     normalize: nn.Module | None = None,
 ) -> nn.Module:  # fmt: skip
-    """WideResNet-28-10 and its kin, such as `wide-resnet:depth=34,width=10` or `depth=70,width=16,activation=silu`."""
+    """WideResNet-28-10 (36.5 million weights, no dropout) and its kin, such as `wide-resnet:depth=34,width=10`.
+
+    ValueError for depths that are not 6 n + 4.
+    """
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"depth={depth}; a WideResNet has 6 n + 4 layers, such as 10, 16, 28, 34 or 70")
     channels, _, _ = _image(shape, "wide-resnet", 8)
-    return resnets.wide_net(channels, num_classes, normalize or _default_normalize(shape), depth, width, activation)
+    widths, normalize = (16 * width, 32 * width, 64 * width), normalize or _default_normalize(shape)
+    return preact_network(channels, num_classes, normalize, activation, 16, widths, (depth - 4) // 6)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -1,4 +1,4 @@
-"""The two networks in which the literature compares adversarial training: PreActResNet-18 and WideResNet-d-w.
+"""Networks of pre-activation blocks, in which the literature compares adversarial training: PreActResNet, WideResNet.
 
 Shapes: inputs (B, C, H, W), values in [0, 1], normalised inside; logits (B, K).
 """
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sparring.core.layers import GlobalMean
 
 Activation = Literal["relu", "silu"]
-UNITS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class PreActBlock(nn.Module):
@@ -36,34 +35,20 @@ class PreActBlock(nn.Module):
         return out
 
 
-def preact_resnet(channels: int, num_classes: int, normalize: nn.Module, activation: Activation = "relu") -> nn.Module:
-    """11.2 million weights. Source: He 2016 (identity mappings); a last norm as in Rice 2020's `preactresnet.py`."""
-    return _network(channels, num_classes, normalize, activation, 64, (64, 128, 256, 512), 2)
+def preact_network(
+    channels: int, num_classes: int, normalize: nn.Module, activation: Activation, stem: int, widths: Sequence[int],
+    num_blocks: int,
+) -> nn.Module:  # fmt: skip
+    """A first convolution of `stem` channels, `num_blocks` blocks of each width, halving the sides between them, and a
+    last norm before the mean.
 
-
-def wide_net(
-    channels: int, num_classes: int, normalize: nn.Module, depth: int, width: int, activation: Activation
-) -> nn.Module:
-    """WideResNet-depth-width without dropout; 28-10 has 36.5 million weights.
-
-    Source: Zagoruyko 2016, as TRADES' `wideresnet.py` builds it; SiLU after Gowal 2020. ValueError for depths that are
-    not 6 n + 4.
+    Source: He 2016 (identity mappings), Zagoruyko 2016; the last norm as in Rice 2020's `preactresnet.py` and TRADES'
+    `wideresnet.py`, the initial weights (He's, by what goes out) as in the latter; SiLU after Gowal 2020.
     """
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"depth={depth}; a WideResNet has 6 n + 4 layers, such as 10, 16, 28, 34 or 70")
-    return _network(
-        channels, num_classes, normalize, activation, 16, (16 * width, 32 * width, 64 * width), (depth - 4) // 6
-    )
-
-
-def _network(
-    channels: int, num_classes: int, normalize: nn.Module, activation: str, stem: int, widths: Sequence[int], num: int
-) -> nn.Module:
-    if activation not in UNITS:
-        raise ValueError(f"activation={activation!r}; expected {' or '.join(UNITS)}")
-    make, blocks, inside = UNITS[activation], [], stem
+    make = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
+    blocks, inside = [], stem
     for stage, outside in enumerate(widths):
-        for number in range(num):
+        for number in range(num_blocks):
             blocks.append(PreActBlock(inside, outside, 2 if stage and number == 0 else 1, make))
             inside = outside
     net = nn.Sequential(
@@ -71,7 +56,7 @@ def _network(
         nn.BatchNorm2d(inside), make(), GlobalMean(), nn.Linear(inside, num_classes),
     )  # fmt: skip
     for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):  # He's, by what goes out, as in both sources
+        if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.out_channels)))
     nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
     return net

@@ -6,8 +6,7 @@ Shapes: B texts, L units, K substitutes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,7 @@ from sparring.core.types import Inputs, Model, size
 from sparring.modalities.text.certify import words_gaps
 from sparring.modalities.text.threats import Substitutions
 from sparring.threats import ThreatModel
+from sparring.training.certified import CertifiedTraining
 from sparring.training.named import RECIPES
 from sparring.training.recipes import Crafting, Trades
 from sparring.training.supervised import Supervised
@@ -122,32 +122,15 @@ def _softmax(logits: Tensor, there: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntervalTraining(Supervised):
-    """(1 - k) * cross_entropy(model(x), y) + k * cross_entropy of the worst logits that interval bounds allow.
-
-    k = weight * reach, where the box of each word grows with `reach` from 0 to 1 between the moments of `ramp`.
-    """
+class IntervalTraining(CertifiedTraining):
+    """`CertifiedTraining` over substitutions: the box of each word's vectors is that share `reach` of all of them."""
 
     threat: Substitutions
-    weight: float = 0.5
     ramp: tuple[float, float] = (0.1, 0.7)
-    reach: float = 1.0
+    certifies: ClassVar[bool] = False  # what stands under attack chooses the epoch, as for the other recipes of texts
 
-    def at(self, progress: float) -> IntervalTraining:
-        """With the box as large as it is at this moment of the run."""
-        start, end = self.ramp
-        return replace(self, reach=min(1.0, max(0.0, (progress - start) / max(end - start, 1e-9))))
-
-    def __call__(
-        self, model: Any, x: Inputs, y: Tensor, *, noise: Noise | None = None
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        clean = self._cross_entropy(model(x), y)
-        if self.reach == 0:
-            return clean, {}
-        gaps, k = words_gaps(model, x, y, self.threat, self.reach), self.weight * self.reach
-        worst = self._cross_entropy(-gaps, y)
-        certified = (gaps.scatter(1, y[:, None], torch.inf).amin(1) > 0).float().mean()
-        return (1 - k) * clean + k * worst, {"certified_in_box": certified.detach()}
+    def _gaps(self, model: Any, x: Any, y: Tensor, noise: Noise | None) -> Tensor:
+        return words_gaps(model, x, y, self.threat, self.reach)
 
 
 def fgm(threat: ThreatModel, *, weight: float = 1.0, label_smoothing: float = 0.0) -> Beside:
