@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_NOTES = 0.25
+STEPS_BEFORE_A_GUESS = 20
+"""The first steps are slow: from this many on, or a twentieth of all, lines say how much time is left."""
 
 
 class ProgressLine:
@@ -57,7 +59,7 @@ class ProgressLine:
             if total is not None:
                 parts.append(f"{done / total:.0%}," if isinstance(done, float) else f"{done}/{total},")
             parts.append(f"{spent:.0f} s,")
-            if total is not None and done > 0:
+            if total is not None and (done >= STEPS_BEFORE_A_GUESS or done >= 0.05 * total > 0):
                 parts.append(f"about {spent / done * (total - done):.0f} s left,")
             print(" ".join([*parts, note()]).rstrip(" ,"), file=sys.stderr, flush=True)
 
