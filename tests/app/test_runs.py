@@ -17,6 +17,7 @@ from torch import nn
 
 import sparring
 from sparring.app import train_run as runs
+from sparring.app.adversarial import craft
 from sparring.app.evaluate_folder import evaluate_folder, from_run, from_weights
 from sparring.app.settings import EvaluationSettings, TrainingSettings, read_settings
 from sparring.app.train_run import read_config, resume_run, settings_for, start_run, training_record
@@ -135,6 +136,24 @@ def test_evaluating_in_memory_is_what_the_command_does(data: str, finished: Path
         key: b[key] for key in same if key not in ("sanity", "checks")
     }
     assert found.report(tmp_path / "page.html").read_text().startswith("<!")
+
+
+def test_all_turned_examples_are_kept_where_asked(data: str, finished: Path, tmp_path: Path) -> None:
+    settings = EvaluationSettings(
+        data=data, threat="linf:0.3", attacks="fgsm,pgd:num_steps=3", batch_size=8, checks=False
+    )
+    evaluate_folder(from_run(finished), tmp_path / "few", settings)
+    evaluate_folder(from_run(finished), tmp_path / "all", settings.model_copy(update={"keep_examples": True}))
+    found = craft(from_run(finished), settings)
+    with np.load(tmp_path / "all" / "adversarial.npz", allow_pickle=False) as kept:
+        assert set(kept.files) == set(found.arrays)
+        assert len(kept["index"]) == found.num > 0
+        assert all(np.array_equal(kept[name], found.arrays[name]) for name in kept.files)
+    galleries = [np.load(tmp_path / name / "gallery.npz") for name in ("few", "all")]
+    assert all(np.array_equal(galleries[0][name], galleries[1][name]) for name in galleries[0].files)
+    assert not (tmp_path / "few" / "adversarial.npz").exists()
+    evaluate_folder(from_run(finished), tmp_path / "all", settings)
+    assert sorted(path.name for path in (tmp_path / "all").glob("adv*")) == ["adversarial.before.npz"]
 
 
 @pytest.mark.parametrize("which", ["best", "last", "averaged"])

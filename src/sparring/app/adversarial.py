@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sparring.app.evaluate_folder import Subject, question_of
+from sparring.app.evaluate_folder import Subject, adversarial_arrays, question_of, write_arrays
 from sparring.app.settings import EvaluationSettings
-from sparring.core.files import write_atomically, write_text
+from sparring.core.files import write_text
 from sparring.core.machine import Machine, find_machine
-from sparring.core.registry import name_of
-from sparring.core.types import Inputs, map_inputs, take
+from sparring.core.types import take
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.measure import Evaluation, measure
 from sparring.evaluation.one_batch import predict
@@ -52,7 +51,7 @@ class Crafted:
         if path.suffix != ".npz":
             write_text(path, self.modality.formats[path.suffix](self.arrays, self.data))
             return
-        write_atomically(path, lambda stream: np.savez_compressed(stream, **self.arrays))  # type: ignore[arg-type]
+        write_arrays(path, self.arrays)
 
     def write_pictures(self, folder: Path) -> Reloaded:
         """Writes them by the kind's own writer, reads the files again and shows what they hold to the model.
@@ -86,7 +85,8 @@ def craft(
     among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
-    dataset, modality, threat, stages, rows, pairs = question_of(subject, s, machine)
+    question = question_of(subject, s, machine)
+    dataset, modality, threat, stages, rows, pairs = question
     if suffix not in (there := (".npz", *modality.formats)):
         forms = " or ".join(there)
         raise ValueError(
@@ -99,28 +99,7 @@ def craft(
         machine.place(subject.model), pairs, threat, stages, seed=s.seed, curve=(), gallery_size=len(rows),
         numbers=rows, observe=observe,
     )  # fmt: skip
-    arrays = {name: tensor.numpy() for name, tensor in found.gallery.items()} or _none_of(pairs[0][0])
-    if modality.caption:
-        arrays |= modality.caption(dataset, gallery=arrays, split=s.split, threat=threat)
-    words = {"label": "y", "clean": "before", "adversarial": "after"}
-    told = {}
-    for name, array in arrays.items():
-        side, _, what = name.partition("_")
-        told[f"{what}_{words[side]}" if what and side in words else words.get(name, name)] = array
-    sizes = dict(zip(found.table["index"].tolist(), found.table["size"].tolist(), strict=True))
-    told["size"] = np.array([sizes[index] for index in told["index"].tolist()], np.float32)
-    about = {"threat": s.threat, "attacks": ",".join(map(name_of, stages)), "data": dataset.name, "split": s.split}
-    told |= {name: np.array(text) for name, text in about.items()} | {"seed": np.array(s.seed)}
-    return Crafted(told, found, modality, threat, machine, dataset)
-
-
-def _none_of(x: Inputs) -> dict[str, np.ndarray]:
-    """The arrays of no example."""
-    empty = map_inputs(lambda rows: rows[:0].cpu(), x)
-    parts = {"": empty} if isinstance(empty, torch.Tensor) else {f"/{name}": rows for name, rows in empty.items()}
-    arrays = {f"{side}{name}": rows.numpy() for side in ("x", "x_adv") for name, rows in parts.items()}
-    whole = dict.fromkeys(("index", "label", "clean_prediction", "adversarial_prediction"), np.zeros(0, np.int64))
-    return arrays | whole | dict.fromkeys(("clean_confidence", "adversarial_confidence"), np.zeros(0, np.float32))
+    return Crafted(adversarial_arrays(found, question, s), found, modality, threat, machine, dataset)
 
 
 def within(threat: ThreatModel, x: Any, x_adv: Any) -> torch.Tensor | None:

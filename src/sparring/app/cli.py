@@ -138,7 +138,7 @@ def evaluate_(
         _evaluate(subject, out, settings, speak=here.rank == 0)
     if here.rank:
         return
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}{f', examples: {out}/adversarial.npz' if settings.keep_examples else ''}")
     if demanded:
         _gate(out / "results.json", demands)
 

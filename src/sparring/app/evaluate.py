@@ -24,7 +24,7 @@ from sparring.core.registry import Named, options_of
 from sparring.core.types import Inputs, Model, map_inputs
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.as_results import as_results
-from sparring.evaluation.measure import CURVE, ONE_PROCESS, Evaluation, accuracy_metrics, measure
+from sparring.evaluation.measure import CURVE, GALLERY_SIZE, ONE_PROCESS, Evaluation, accuracy_metrics, measure
 from sparring.evaluation.one_batch import Certify
 from sparring.evaluation.preflight import Preflight, preflight
 from sparring.modalities import find
@@ -107,6 +107,7 @@ def evaluate(
     about: str = "",
     machine: Machine = ONE_PROCESS,
     observe: Any = None,
+    gallery_size: int = GALLERY_SIZE,
 ) -> CheckedEvaluation:
     """Clean, robust and certified accuracy with findings that say whether to believe them: `measure`, and the battery.
 
@@ -136,7 +137,7 @@ def evaluate(
     found = measure(
         checked, pairs, threat, stages, seed=seed, curve=curve, curve_stages=for_curve(stages), certify=bound,
         metrics=modality.metrics or accuracy_metrics, numbers=numbers, keep=keep, about=about, machine=machine,
-        observe=observe,
+        observe=observe, gallery_size=gallery_size,
     )  # fmt: skip
     names = list(class_names) or [str(k) for k in range(int(max(y.max() for _, y in pairs)) + 1)]
     evaluation = CheckedEvaluation(**vars(found), no_certificate=no_certificate, class_names=names)

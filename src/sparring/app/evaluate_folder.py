@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from sparring.adapters.files import file_and_key, runs_a_file
@@ -19,12 +20,13 @@ from sparring.app.settings import EvaluationSettings
 from sparring.app.tasks import next_step
 from sparring.attacks.plans import Stage
 from sparring.core.batches import draw
-from sparring.core.files import sole_writer
+from sparring.core.files import sole_writer, write_atomically
 from sparring.core.machine import Machine, find_machine
-from sparring.core.registry import parse
-from sparring.core.types import Inputs
+from sparring.core.registry import name_of, parse
+from sparring.core.types import Inputs, map_inputs
 from sparring.evaluation.all_batches import Progress
 from sparring.evaluation.kept import OtherSettings, clear
+from sparring.evaluation.measure import GALLERY_SIZE, Evaluation
 from sparring.modalities import find_data
 from sparring.modalities.base import Dataset, Modality
 from sparring.results.schema import Results
@@ -90,6 +92,38 @@ def question_of(subject: Subject, settings: EvaluationSettings, machine: Machine
     return Question(data, modality, threat, stages, rows, list(batches))
 
 
+def adversarial_arrays(found: Evaluation, question: Question, settings: EvaluationSettings) -> dict[str, np.ndarray]:
+    """The turned examples of an evaluation that kept them all, as `sparring attack` writes them."""
+    dataset, modality, threat, stages, _, pairs = question
+    arrays = {name: tensor.cpu().numpy() for name, tensor in found.gallery.items()} or _none_of(pairs[0][0])
+    if modality.caption:
+        arrays |= modality.caption(dataset, gallery=arrays, split=settings.split, threat=threat)
+    words = {"label": "y", "clean": "before", "adversarial": "after"}
+    told = {}
+    for name, array in arrays.items():
+        side, _, what = name.partition("_")
+        told[f"{what}_{words[side]}" if what and side in words else words.get(name, name)] = array
+    sizes = dict(zip(found.table["index"].tolist(), found.table["size"].tolist(), strict=True))
+    told["size"] = np.array([sizes[index] for index in told["index"].tolist()], np.float32)
+    about = {"threat": settings.threat, "attacks": ",".join(map(name_of, stages)), "data": dataset.name}
+    about["split"] = settings.split
+    return told | {name: np.array(text) for name, text in about.items()} | {"seed": np.array(settings.seed)}
+
+
+def _none_of(x: Inputs) -> dict[str, np.ndarray]:
+    """The arrays of no example."""
+    empty = map_inputs(lambda rows: rows[:0].cpu(), x)
+    parts = {"": empty} if isinstance(empty, Tensor) else {f"/{name}": rows for name, rows in empty.items()}
+    arrays = {f"{side}{name}": rows.numpy() for side in ("x", "x_adv") for name, rows in parts.items()}
+    whole = dict.fromkeys(("index", "label", "clean_prediction", "adversarial_prediction"), np.zeros(0, np.int64))
+    return arrays | whole | dict.fromkeys(("clean_confidence", "adversarial_confidence"), np.zeros(0, np.float32))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz atomically, which `numpy.load(path)` reads without pickle."""
+    write_atomically(path, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]
+
+
 def evaluate_folder(
     subject: Subject, out: Path, settings: EvaluationSettings, *, command: str | None = None,
     observe: Callable[[Progress], object] | None = None,
@@ -101,7 +135,8 @@ def evaluate_folder(
     ValueError (PreflightError among them), OSError, RuntimeError.
     """
     s, machine = settings, find_machine(settings.device)
-    dataset, modality, threat, stages, rows, pairs = question_of(subject, s, machine)
+    question = question_of(subject, s, machine)
+    dataset, modality, threat, stages, rows, pairs = question
     keep = out / "parts"
     digest = _sha256(file_and_key(subject.weights)[0]) if subject.weights else None
     file = Path(parse(subject.architecture).name.rpartition(":")[0]).expanduser()
@@ -111,6 +146,7 @@ def evaluate_folder(
         evaluate, machine.place(subject.model), pairs, threat, stages, seed=s.seed, certify=s.certify,
         smooth=s.smooth, checks=s.checks, class_names=dataset.class_names, modality=modality, numbers=rows,
         keep=keep, about=json.dumps(told), machine=machine, observe=observe,
+        gallery_size=len(rows) if s.keep_examples else GALLERY_SIZE,
     )  # fmt: skip
     about: dict[str, Any] = {
         "name": s.name or subject.name, "command": command, "training": subject.training, "device": str(machine.device),
@@ -125,8 +161,9 @@ def evaluate_folder(
         "caption": modality.caption and functools.partial(modality.caption, dataset, split=s.split, threat=threat),
     }  # fmt: skip
     with sole_writer(out) if machine.rank == 0 else nullcontext():
-        if machine.rank == 0 and (out / "results.json").exists():  # nobody shall take them for what is measured now
-            (out / "results.json").replace(out / "results.before.json")
+        for name in ("results.json", "adversarial.npz"):  # nobody shall take them for what is measured now
+            if machine.rank == 0 and (out / name).exists():
+                (out / name).replace(out / name.replace(".", ".before."))
         try:
             evaluation = run()
         except OtherSettings:  # of an evaluation that is not wanted any more
@@ -135,6 +172,9 @@ def evaluate_folder(
             evaluation = run()
         if machine.rank:
             return None
+        if s.keep_examples:
+            write_arrays(out / "adversarial.npz", adversarial_arrays(evaluation, question, s))
+            evaluation.gallery = {name: column[:GALLERY_SIZE] for name, column in evaluation.gallery.items()}
         results = evaluation.save(out, **about)
         clear(keep)
         return results

@@ -113,6 +113,7 @@ class EvaluationSettings(Settings):
     )
     smooth: float | None = _unset("judge it under Gaussian noise of this size, certified in L2", gt=0)
     checks: bool = Field(default=True, description="look for signs that the number is too high")
+    keep_examples: bool = Field(default=False, description="write all examples that were turned, adversarial.npz")
     name: str | None = _unset("what the report calls this model")
 
 

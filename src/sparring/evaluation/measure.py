@@ -28,6 +28,8 @@ from sparring.results.statistics import wilson
 from sparring.threats.base import ThreatModel
 from sparring.threats.inputs import pair_of
 
+GALLERY_SIZE = 12
+"""How many turned examples an evaluation keeps to be looked at."""
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the security curve, as shares of the threat's radius."""
 Metrics = Callable[[Mapping[str, Tensor]], dict[str, Metric]]
@@ -133,7 +135,7 @@ def measure(
     curve_stages: Sequence[MakeAttack] | None = None,
     certify: Certify | None = None,
     metrics: Metrics = accuracy_metrics,
-    gallery_size: int = 12,
+    gallery_size: int = GALLERY_SIZE,
     numbers: Tensor | None = None,
     keep: Path | None = None,
     about: str = "",
