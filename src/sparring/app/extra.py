@@ -23,21 +23,23 @@ class Extra(NamedTuple):
     provenance: Any
 
 
-def read_extra(path: Path, data: Dataset, threat: Any) -> Extra:
+def read_extra(path: Path, data: Dataset, threat: Any, *, unlabelled: bool = False) -> Extra:
     """The examples of an .npz that go with a data set: `x` of its shape, `y` its class numbers or probabilities (N, K).
 
     x: uint8 or floats, in the form of the data (N, C, H, W); images also (N, H, W) and (N, H, W, C). `provenance`, a
-    string of JSON, is handed on. Raises FileNotFoundError, and ValueError for what does not fit, labels above all.
+    string of JSON, is handed on. `unlabelled` takes a file without y: labels of -1. Raises FileNotFoundError, and
+    ValueError for what does not fit, labels above all.
     """
     arrays, provenance = read_examples(path)
-    if "y" not in arrays:
+    if "y" not in arrays and not unlabelled:
         raise ValueError(
             f"{path} has no labels: expected y beside x, class numbers (N,) or probabilities (N, {data.num_classes}). "
-            "What has no label teaches nothing here: let a network that you trust label it, and keep its probabilities"
+            "Let a network that you trust label it, and keep its probabilities; or learn without, by the recipe vat"
         )
     if not isinstance(data.x_train, Tensor):
         raise ValueError(f"extra examples go with inputs of one tensor; those of {data.name} have names")
-    x, y = _inputs(arrays["x"], data, path), _labels(arrays["y"], data.num_classes, path)
+    x = _inputs(arrays["x"], data, path)
+    y = _labels(arrays["y"], data.num_classes, path) if "y" in arrays else torch.full((len(x),), -1)
     if len(x) != len(y) or not len(y):
         raise ValueError(f"{path}: x has {len(x)} examples and y {len(y)} labels; expected one each, and some")
     for rows in torch.arange(len(y)).split(1000):

@@ -71,7 +71,10 @@ def prepare(settings: TrainingSettings, text: str = "") -> Job:
         check_inputs(x, threat)
     told = settings.class_weights
     of_classes = None if told is None else read_class_weights(told, data.y_train, data.class_names)
-    extra = read_extra(Path(settings.extra).expanduser(), data, threat) if settings.extra else None
+    extra = None
+    if settings.extra:
+        alone = field_of(recipe(threat), "unlabelled", False)
+        extra = read_extra(Path(settings.extra).expanduser(), data, threat, unlabelled=alone)
     if extra and extra.y.ndim == 2 and of_classes:
         raise ValueError(f"class_weights need one class for each example; the labels of {settings.extra} are soft")
     job = Job(settings, data, modality, model, threat, recipe, of_classes, extra=extra)

@@ -313,7 +313,7 @@ def _about_extra(job: Job) -> dict[str, Any]:
     """What the record tells of extra examples."""
     if job.extra is None:
         return {}
-    kind = "class numbers" if job.extra.y.ndim == 1 else "probabilities"
+    kind = "probabilities" if job.extra.y.ndim == 2 else "class numbers" if job.extra.y.amin() >= 0 else "none"
     told = {"file": job.settings.extra, "share": job.settings.extra_share, "examples": len(job.extra.y), "labels": kind}
     return {"extra": {**told, "provenance": job.extra.provenance}}
 

@@ -175,8 +175,7 @@ def _through(layer: Any, region: _Region) -> _Region:
     rule, ball = rules.rule_of(layer), region.ball
     # padding that repeats pixels adds weights up, which the norms of the rows do not see
     if ball is not None and rule is rules.linear and getattr(layer, "padding_mode", "zeros") == "zeros":
-        weight, bias = rules.absolute(layer)
-        return _Region(*_sums(layer, layer.weight, layer.bias, region, weight, bias), None)
+        return _Region(*_sums(layer, layer.weight, layer.bias, region, *rules.absolute(layer)), None)
     low, high = rules.propagate(layer, region.low, region.high)
     if ball is not None and isinstance(rule, rules.Channelwise):
         mean, factor, shift = rule.of(layer, region.low)

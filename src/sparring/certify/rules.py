@@ -65,19 +65,24 @@ def absolute(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def linear(module: Any, low: Tensor, high: Tensor) -> Corners:
-    return sums(module, module.weight, module.bias, low, high, *absolute(module))
+    return sums(module, module.weight, module.bias, low, high)
 
 
 def sums(
-    layer: Any, weight: Tensor, bias: Tensor | None, low: Tensor, high: Tensor, size: Tensor, offset: Tensor | None
-) -> Corners:
+    layer: Any, weight: Tensor, bias: Tensor | None, low: Tensor, high: Tensor,
+    size: Tensor | None = None, offset: Tensor | None = None,
+) -> Corners:  # fmt: skip
     """Corners of the linear map (weight, bias), done as `layer` does: W m + b -+ |W| r with middle m, half width r.
 
-    (size, offset), at least (|weight|, |bias|), are what its rounding is measured by.
+    Rounding is measured by (size, offset), at least (|weight|, |bias|), or by these: then |W| r and |W| times the
+    rounding's share of the inputs are one product.
     """
-    op = operation(layer)
-    middle, spread = op((low + high) / 2, weight, bias), op((high - low) / 2, weight.abs(), None)
-    spread = spread + product_rounding(weight) * op(largest(low, high), size, offset)
+    op, share = operation(layer), product_rounding(weight)
+    middle, spread, largest_in = op((low + high) / 2, weight, bias), (high - low) / 2, share * largest(low, high)
+    if size is None:
+        spread = op(spread + largest_in, weight.abs(), None if bias is None else share * bias.abs())
+    else:
+        spread = op(spread, weight.abs(), None) + op(largest_in, size, None if offset is None else share * offset)
     return middle - spread, middle + spread
 
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from sparring.attacks.around import part_of
+from sparring.attacks.around import SmoothBackward, part_of
 from sparring.attacks.loop import Attack
 from sparring.attacks.starts import Gaussian
 from sparring.attacks.steps import Ascent
@@ -171,17 +171,17 @@ def standard(
 def pgd_at(
     threat: ThreatModel, *, num_steps: int = 10, step: float = 0.25,
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
-    class_weights: Sequence[float] | None = None,
+    class_weights: Sequence[float] | None = None, slope: float | None = None,
 ) -> Mixed:  # fmt: skip
-    """Training on PGD examples alone.
+    """Training on PGD examples alone; with `slope` they climb the gradient of `SmoothBackward`: steep ones (30) only.
 
     Source: Madry 2018; defaults of Rice 2020 (`train_cifar.py`: 10 steps of radius / 4, uniform start), except that
     they craft in train mode, and we follow Pang 2021 with eval mode (better by up to a point there).
     """
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
     return Mixed(
-        attack=attack, label_smoothing=label_smoothing, craft_mode=craft_mode, train_on=train_on,
-        class_weights=class_weights,
+        attack=SmoothBackward(attack, slope) if slope else attack, label_smoothing=label_smoothing,
+        craft_mode=craft_mode, train_on=train_on, class_weights=class_weights,
     )  # fmt: skip
 
 

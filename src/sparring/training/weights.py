@@ -48,17 +48,18 @@ class WeightPerturbed:
         x_adv = craft(model, x, y, noise=noise)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         moved: dict[str, Tensor] = {name: w for name, w in model.named_parameters() if w.ndim > 1 and w.requires_grad}
-        loss = loss_on(_called_with(model, buffers), x, x_adv, y)
+        loss = loss_on(called_with(model, buffers), x, x_adv, y)
         grads = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
         for (name, w), grad in zip(moved.items(), grads, strict=True):
             if grad is None:
                 continue
             length = self.gamma * w.detach().norm() / grad.norm().clamp_min(torch.finfo(grad.dtype).tiny)
             moved[name] = w + length * grad
-        return loss_on(_called_with(model, moved), x, x_adv, y)
+        return loss_on(called_with(model, moved), x, x_adv, y)
 
 
-def _called_with(model: nn.Module, tensors: dict[str, Tensor]) -> Callable[[Any], Any]:
+def called_with(model: nn.Module, tensors: dict[str, Tensor]) -> Callable[[Any], Any]:
+    """The model as a function, with these tensors for its own of those names; its own are neither used nor changed."""
     return lambda x: functional_call(model, tensors, (x,))
 
 
