@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparring import modalities
 from sparring.core.batches import Batches, draw, hold_out
 from sparring.core.noise import Noise
 from sparring.modalities import load_data
@@ -250,6 +251,7 @@ def test_named_sets_come_from_the_folder_else_from_the_hub(tmp_path: Path, monke
     for split in ("train", "test"):
         _write_parquet(tmp_path / "mnist" / f"{split}-0.parquet", gray, [0, 1], None, "image")
     assert load_data("mnist").shape == (1, 28, 28) and len(asked) == 1
+    modalities._read.cache_clear()  # the same name means another folder to the tests after this one
 
 
 def test_missing_extra_names_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

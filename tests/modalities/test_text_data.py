@@ -121,6 +121,46 @@ def test_other_files_read_alike(suffix: str, tmp_path: Path) -> None:
     assert data.class_names == (("no", "yes") if suffix == ".parquet" else ("0", "1"))
 
 
+def test_data_sets_of_the_hub_are_fetched_as_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").table
+    for folder, first in (("data", "fine"), ("other", "dull")):
+        for split in ("train", "test"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            rows = table({"sentence": [first, "bad", f"good {split}"], "label": [1, 0, 1]})
+            parquet.write_table(rows, tmp_path / folder / f"{split}-00000-of-00001.parquet")
+    data: Any = load_data("text:hub:somebody/reviews,text=sentence,list=none")
+    assert data.strings["train"] == ["fine", "bad", "good train"] and data.strings["test"][2] == "good test"
+    assert data.name == "reviews" and data.kind == "text"
+    other: Any = load_data("text:hub:somebody/reviews/other,text=sentence,list=none")
+    assert other.strings["train"][0] == "dull"
+    assert [name for name, _ in asked] == ["somebody/reviews"] * 2 and {o["repo_type"] for _, o in asked} == {"dataset"}
+    kinds = ("csv", "tsv", "jsonl", "parquet")  # no scripts
+    assert asked[0][1]["allow_patterns"] == [f"*.{kind}" for kind in kinds]
+    assert asked[1][1]["allow_patterns"] == [f"other/*.{kind}" for kind in kinds]
+    parquet.write_table(rows, tmp_path / "data" / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match="several files of one split"):
+        load_data("text:hub:somebody/reviews,text=sentence")
+    for wrong in ("reviews", "a/..", "/b"):
+        with pytest.raises(ValueError, match="names no data set of the hub; expected OWNER/NAME"):
+            load_data(f"text:hub:{wrong}")
+    with pytest.raises(FileNotFoundError, match=r"somebody/reviews/none on the hub holds no \.csv, "):
+        load_data("text:hub:somebody/reviews/none")
+
+    def offline(name: str, **options: Any) -> str:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"download of a/b from the hub failed \(ConnectionError: no route\)$"):
+        load_data("text:hub:a/b")
+
+
 BAD = {
     "no column": ("text,stars\na,0\n", "no column 'label'; it has text, stars.*label=COLUMN"),
     "empty file": ("", "no column 'text'; it has no rows"),

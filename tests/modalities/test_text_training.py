@@ -217,7 +217,7 @@ def test_a_class_that_weighs_three_is_one_whose_texts_come_three_times(recipe: s
 def test_recipes_for_words_refuse_other_threats(data: Texts) -> None:
     ball = KIND.make_threat("embedding:1", data, network("bag", data))
     for recipe in ("hull", "substituted", "ibp"):
-        with pytest.raises(ValueError, match=r"replaces words; the threat is embedding"):
+        with pytest.raises(ValueError, match=rf"{recipe} replaces words; the threat is embedding:1"):
             KIND.named_recipe(recipe)(ball)
     for recipe in ("pgd-at", "mixed:share=0.3", "trades:beta=2"):
         with pytest.raises(ValueError, match=r"small steps.*--recipe hull"):

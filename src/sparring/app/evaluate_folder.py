@@ -60,13 +60,15 @@ def from_run(run: Path, which: str = "best", model_file: str | None = None) -> S
 def from_weights(model: str, weights: Path | None, data: str) -> Subject:
     """The model of a user's file ("file.py:function") or a known name, with the weights of a file."""
     dataset, modality, _ = find_data(data)
-    if not weights and not runs_a_file(model):
+    built = modality.make_model(model, 0, {**dataset.given, "class_names": dataset.class_names}, weights, dataset)
+    brought: Path | None = weights or getattr(built, "weights_file", None)  # of a model that was saved with them
+    if not brought and not runs_a_file(model):
         raise ValueError(
             f"--model {model} without --weights is a network that has learned nothing; one of your own, with what it "
             "learned, is FILE.py:FUNCTION"
         )
-    built = modality.make_model(model, 0, {**dataset.given, "class_names": dataset.class_names}, weights, dataset)
-    return Subject(built.eval(), weights.stem if weights else model.rpartition(":")[2], model, weights, None)
+    name = weights.stem if weights else Path(model.rpartition(":")[2]).name
+    return Subject(built.eval(), name, model, brought, None)
 
 
 class Question(NamedTuple):

@@ -14,18 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparring.adapters.optional import download
 from sparring.adapters.own_data import Part
 from sparring.core.types import take
 from sparring.core.unpacking import read_npz
 from sparring.modalities.base import Dataset
-from sparring.modalities.images.folders import (
-    Pictures,
-    class_folders,
-    need,
-    parquet_files,
-    read_class_folders,
-    read_parquet,
-)
+from sparring.modalities.images.folders import Pictures, class_folders, parquet_files, read_class_folders, read_parquet
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -109,14 +103,12 @@ def _digits() -> Dataset:
 
 
 def _download(name: str) -> Path:
-    hub = need("huggingface_hub", f"downloading {name}")
     try:
-        return Path(hub.snapshot_download(HUB[name], repo_type="dataset", allow_patterns="*.parquet"))
-    except Exception as error:  # the client's own errors, and those of the network library below it
+        return download(HUB[name], (".parquet",))
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"data {name!r}: the download of {HUB[name]} failed ({type(error).__name__}: {str(error).strip()[:300]}), "
-            f"and SPARRING_DATA={os.environ.get('SPARRING_DATA', '')!r} holds no folder {name}. Offline, set it to a "
-            f"folder with {name}/train-*.parquet and {name}/test-*.parquet"
+            f"data {name!r}: {error}, and SPARRING_DATA={os.environ.get('SPARRING_DATA', '')!r} holds no folder {name}."
+            f" Offline, set it to a folder with {name}/train-*.parquet and {name}/test-*.parquet"
         ) from error
 
 

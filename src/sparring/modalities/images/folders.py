@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparring.adapters.optional import need
 from sparring.core.unpacking import check_parquet, most_bytes, too_large
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
@@ -154,11 +154,3 @@ def decode_images(
                 "resize the images (size=32 does), and use gray or colour throughout"
             )
     return np.stack(images) if images else np.empty(0, np.uint8)
-
-
-def need(module: str, purpose: str) -> Any:
-    """An optional dependency, or ImportError with the way to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs {module.partition('.')[0]}: pip install 'sparring[data]'") from error

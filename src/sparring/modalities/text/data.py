@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparring.adapters.optional import download
 from sparring.modalities.base import Dataset
 from sparring.modalities.text.lists import Substitutes, counterfitted_there, find_list, read_list, read_vectors
-from sparring.modalities.text.sources import Labelled, read_labelled
+from sparring.modalities.text.sources import TEXT_SUFFIXES, Labelled, read_labelled
 from sparring.modalities.text.tokens import Lexicon, Token, Unit, suited_unit, tokenizer_of, tokens_of
 
 NAMED = {"sst2": "validation", "ag_news": None, "sms_spam": None, "thucnews": None}
@@ -29,6 +30,7 @@ TEXT_DATA = {
     "ag_news": "News in four topics, from $SPARRING_DATA/ag_news.",
     "sms_spam": "Short messages, ham or spam, from $SPARRING_DATA/sms_spam; a fifth is set aside.",
     "thucnews": "Chinese headlines in ten topics, from $SPARRING_DATA/thucnews; characters.",
+    "hub:OWNER/NAME": "A data set of the Hugging Face hub (or hub:OWNER/NAME/FOLDER), its tables alone.",
     "FILE.csv": "Also .tsv, .jsonl, .parquet, or a folder with train and test: columns text=COLUMN,label=COLUMN.",
 }
 
@@ -61,7 +63,7 @@ def read_text(
     tokens: str = "auto", length: int = 256, least: int | None = None,
     list: str | None = "auto", vectors: str | None = None, vocabulary: str | None = None, encoding: str = "utf-8",
 ) -> Texts:  # fmt: skip
-    """Labelled texts of a known name, a CSV, TSV, JSONL or parquet file, or a folder of such by split.
+    """Labelled texts of a known name, a CSV, TSV, JSONL or parquet file, a folder of such by split, or hub:OWNER/NAME.
 
     text, label: the columns. test: a split of the folder or a file to judge on; else test, validation, or a fifth of
     the texts. tokens: words, characters, or a tokenizer's JSON file for pieces of words (of a list the words that are
@@ -79,7 +81,9 @@ def read_text(
                 f"data {path!r}: SPARRING_DATA={home or ''!r} holds no folder {path}; expected one with "
                 "parquet, CSV, TSV or JSONL files of text and label in it; or give a file by path"
             )
-    if not place.exists():
+    if path.startswith("hub:"):
+        place = download(path.removeprefix("hub:"), TEXT_SUFFIXES)
+    elif not place.exists():
         raise FileNotFoundError(
             f"data {path!r}: there is no such name, folder or file; expected {', '.join(TEXT_DATA)}"
         )
@@ -99,7 +103,7 @@ def read_text(
         "cut": sum(len(text) > width for part in keys for text in part),
     }  # fmt: skip
     return Texts(
-        path if path in NAMED else place.stem, "text", x[0], y[0], x[1], y[1], names, facts,
+        path if path in NAMED else Path(path).stem, "text", x[0], y[0], x[1], y[1], names, facts,
         kept={"vocabulary": lexicon.text()}, start=start,
         strings={"train": train.texts, "test": judged.texts}, lexicon=lexicon, unit=unit, substitutes=listed,
     )  # fmt: skip

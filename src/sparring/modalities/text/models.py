@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.adapters.hugging_face import load_classifier
 from sparring.core.registry import Builder
 from sparring.modalities.text.tokens import PADDING, UNKNOWN
 
@@ -118,9 +119,8 @@ def bag(vocabulary: int, num_classes: int, vector_size: int | None, *, size: int
 
 
 def cnn_text(
-    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64,
-    window: int = 3,
-) -> nn.Module:  # fmt: skip
+    vocabulary: int, num_classes: int, vector_size: int | None, *, size: int = 50, hidden: int = 64, window: int = 3
+) -> nn.Module:
     """As the bag, with a convolution over neighbouring words (an odd window). Source: after Kim 2014, mean for max."""
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window}; expected an odd number, so that a text keeps its length")
@@ -139,14 +139,23 @@ def transformer_small(
     hidden: int = 64, layers: int = 2,
 ) -> nn.Module:  # fmt: skip
     """Two transformer layers of four heads on learned places, and the mean of their outputs."""
-    return Attentive(vocabulary, num_classes, vector_size or size, hidden, layers, longest_of(shape))
+    return Attentive(vocabulary, num_classes, vector_size or size, hidden, layers, int(shape["ids"][0]))
 
 
-def longest_of(shape: Any) -> int:
-    """The padded length of texts of this shape."""
-    return int(shape["ids"][0])
+def transformers_classifier(folder: str, num_classes: int, unit: str) -> nn.Module:
+    """transformers:FOLDER, a sequence classifier of `transformers` saved there, read by its own WordPiece tokenizer.
+
+    Its class k is the data's class k. Raises what `load_classifier` does, and ValueError for other classes or units.
+    """
+    if unit not in ("words", "characters"):
+        raise ValueError(f"transformers:{folder} cuts words by itself; read the data as words, not by tokens={unit}")
+    model = load_classifier(folder)
+    if (num := model.model.config.num_labels) != num_classes:
+        raise ValueError(f"transformers:{folder} knows {num} classes; the data have {num_classes}")
+    return model
 
 
 TEXT_MODELS: dict[str, Builder] = {
     "bag": bag, "cnn-text": cnn_text, "bilstm": bilstm, "transformer-small": transformer_small,
+    "transformers": transformers_classifier,
 }  # fmt: skip

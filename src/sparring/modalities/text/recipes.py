@@ -23,6 +23,7 @@ from sparring.core.objectives import kl
 from sparring.core.registry import Builder
 from sparring.core.types import Inputs, Model, size
 from sparring.modalities.text.certify import words_gaps
+from sparring.modalities.text.search import of_words
 from sparring.modalities.text.threats import Substitutions
 from sparring.threats import ThreatModel
 from sparring.training.certified import CertifiedTraining
@@ -162,10 +163,9 @@ def substituted(
     Source: after Yoo and Qi 2021 (A2T), in parallel for a whole batch by HotFlip's first order (Ebrahimi 2018) instead
     of word after word, each time training sees a text; the weights are ours.
     """
-    attack = Attack(threat=_words(threat), rule=SomeWords(share), num_steps=num_steps, start=null, keep="last")
-    return Beside(
-        attack=attack, clean_weight=clean_weight, weight=1 - clean_weight, label_smoothing=label_smoothing
-    )  # fmt: skip
+    words = of_words(threat, "substituted")
+    attack = Attack(threat=words, rule=SomeWords(share), num_steps=num_steps, start=null, keep="last")
+    return Beside(attack=attack, clean_weight=clean_weight, weight=1 - clean_weight, label_smoothing=label_smoothing)
 
 
 def hull(
@@ -175,8 +175,8 @@ def hull(
 
     Source: Dong 2021 (ASCC; beta 4 there, and a penalty for mixtures that are not sparse); Zhou 2021 (DNE).
     """
-    start, rule = AnyMixture(), HullAscent(length)
-    attack = Attack(threat=_words(threat), rule=rule, num_steps=num_steps, objective=kl, start=start, keep="last")
+    start, rule, words = AnyMixture(), HullAscent(length), of_words(threat, "hull")
+    attack = Attack(threat=words, rule=rule, num_steps=num_steps, objective=kl, start=start, keep="last")
     return Trades(attack=attack, beta=beta, train_on="applied", label_smoothing=label_smoothing)
 
 
@@ -189,13 +189,7 @@ def interval_training(
     """
     if not 0 < weight <= 1:
         raise ValueError(f"weight={weight}; expected the share of the bound in the loss, above 0, at most 1")
-    return IntervalTraining(threat=_words(threat), weight=weight, ramp=ramp)
-
-
-def _words(threat: Any) -> Any:
-    if not isinstance(threat, Substitutions):
-        raise ValueError(f"this recipe replaces words; the threat is {threat.text()}, not one such as words:1.0")
-    return threat
+    return IntervalTraining(threat=of_words(threat, "ibp"), weight=weight, ramp=ramp)
 
 
 def _not_for_words(name: str, builder: Builder) -> Builder:

@@ -217,7 +217,7 @@ def full_search(threat: Any, *, num_rounds: int = 50, objective: Objective = mar
 
 
 def of_words(threat: Any, name: str) -> Substitutions:
-    """The threat, where it replaces words. Raises TypeError for others."""
+    """The threat, where it replaces words. Raises ValueError for others."""
     if not isinstance(threat, Substitutions):
-        raise TypeError(f"{name} replaces words; the threat is {type(threat).__name__}, not one such as words:1.0")
+        raise ValueError(f"{name} replaces words; the threat is {threat.text()}, not one such as words:1.0")
     return threat

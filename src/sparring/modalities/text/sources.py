@@ -6,13 +6,16 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparring.adapters.optional import need
 from sparring.core.unpacking import check_parquet
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class Labelled(NamedTuple):
@@ -44,7 +47,11 @@ def read_labelled(place: Path, test: str | None, text: str, label: str, encoding
 
 
 def _splits(folder: Path) -> dict[str, Path]:
-    found = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in TEXT_SUFFIXES}
+    """The files by split, in the folder or in its folder data; `train-00000-of-00001` is train, as the hub has it."""
+    files = [file for place in ("*", "data/*") for file in sorted(folder.glob(place)) if file.suffix in TEXT_SUFFIXES]
+    found = {_SHARD.sub("", file.stem): file for file in files}
+    if len(found) < len(files):
+        raise ValueError(f"data folder {folder} has several files of one split, {files[0].name} ...; name one by path")
     if "train" not in found and len(found) == 1:
         found = {"train": next(iter(found.values()))}
     if "train" not in found:
@@ -166,10 +173,7 @@ def _json_lines(content: str, file: Path) -> list[dict[str, Any]]:
 
 
 def _parquet(file: Path, text: str, label: str) -> Labelled:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("reading parquet needs pyarrow: pip install 'sparring[data]'") from error
+    parquet = need("pyarrow.parquet", "reading parquet")
     try:
         check_parquet([file])
         table = parquet.read_table(file)

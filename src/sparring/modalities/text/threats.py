@@ -219,31 +219,24 @@ class EmbeddingBall(ThreatModel):
         return f"embedding:{self.radius:g},per={self.per},unit={self.unit:g}"
 
 
-def words(share: float, data: Any, *, k: int = 8, list: str | None = None) -> Substitutions:
+def words(share: float, data: Any, *, k: int = 8, list: str | None = None, model: Any = None) -> Substitutions:
     """That share of the words that have substitutes may each become one of the first k of a list (the data's own).
 
     Source: the set of Jia and Liang 2019, without a language model; the nearest words in counter-fitted vectors.
     """
     if not isinstance(data, Texts):
         raise ValueError("words are replaced in texts; the data are none (--data text:FILE.csv)")
-    if not 0 < share <= 1 or k < 1:
-        raise ValueError(f"expected a share above 0, at most 1, and k at least 1; got {share:g}, k={k}")
     listed = data.substitutes if list is None else read_list(find_list(list))
     if not listed:
         find_list("counterfitted")  # says where lists come from, where there is none
         raise ValueError(
             "the data were read without a list of substitutes; name one, such as list=counterfitted or a path"
         )
-    lexicon = data.lexicon if list is None else data.lexicon.plus(
-        other for word in data.lexicon.words for other in listed.get(word, ())[:k]
-    )  # fmt: skip
-    table, allowed = substitution_table(lexicon, listed, k)
-    if not bool(allowed.any()):
-        raise ValueError("the list has a substitute for none of the words of the data; is it of this language?")
-    return Substitutions(share, table, allowed, lexicon, f"k={k}" + (f",list={list}" if list else ""))
+    new = () if list is None else (other for word in data.lexicon.words for other in listed.get(word, ())[:k])
+    return _of_list(share, data.lexicon.plus(new), listed, k, f",list={list}" if list else "", "words", model)
 
 
-def characters(share: float, data: Any, *, k: int = 8) -> Substitutions:
+def characters(share: float, data: Any, *, k: int = 8, model: Any = None) -> Substitutions:
     """That share of the words of four letters or more may each be misspelled in one of k ways that a reader forgives.
 
     A misspelling is a word of its own, mostly one that no model has seen, or another that it knows. Stop words, too.
@@ -251,13 +244,28 @@ def characters(share: float, data: Any, *, k: int = 8) -> Substitutions:
     """
     if not isinstance(data, Texts) or data.unit != "words":
         raise ValueError("words are misspelled in texts that are read as words (--data text:FILE.csv,tokens=words)")
-    if not 0 < share <= 1 or k < 1:
-        raise ValueError(f"expected a share above 0, at most 1, and k at least 1; got {share:g}, k={k}")
     known = set(data.lexicon.words[: data.lexicon.known])
     listed = {word: misspellings(word, k, known) for word in data.lexicon.words}
     lexicon = data.lexicon.plus(form for forms in listed.values() for form in forms)
+    return _of_list(share, lexicon, listed, k, "", "characters", model)
+
+
+def _of_list(
+    share: float, lexicon: Lexicon, listed: Substitutes, k: int, options: str, name: str, model: Any
+) -> Substitutions:
+    """The threat, of whose words a model that reads them by their letters is told."""
+    if not 0 < share <= 1 or k < 1:
+        raise ValueError(f"expected a share above 0, at most 1, and k at least 1; got {share:g}, k={k}")
     table, allowed = substitution_table(lexicon, listed, k)
-    return Substitutions(share, table, allowed, lexicon, f"k={k}", "characters")
+    if not bool(allowed.any()):
+        raise ValueError("there is a substitute for none of the words of the data; is the list of this language?")
+    _tell(model, lexicon)
+    return Substitutions(share, table, allowed, lexicon, f"k={k}{options}", name)
+
+
+def _tell(model: Any, lexicon: Lexicon) -> None:
+    if hasattr(model, "read_words"):
+        model.read_words(lexicon.words)
 
 
 def substitution_table(lexicon: Lexicon, listed: Substitutes, k: int) -> tuple[Tensor, Tensor]:
@@ -272,8 +280,9 @@ def substitution_table(lexicon: Lexicon, listed: Substitutes, k: int) -> tuple[T
 
 
 def embedding(
-    radius: float, model: Any, *, per: Literal["sequence", "token"] = "sequence", unit: float | None = None
-) -> EmbeddingBall:
+    radius: float, model: Any, *, per: Literal["sequence", "token"] = "sequence", unit: float | None = None,
+    data: Any = None,
+) -> EmbeddingBall:  # fmt: skip
     """Word vectors may move by that many times their mean length, as it was when training began (or times `unit`)."""
     vectors, norm = getattr(model, "words", None), getattr(model, "token_norm", None)
     if not isinstance(vectors, torch.nn.Embedding) or norm is None:
@@ -285,6 +294,8 @@ def embedding(
         raise ValueError(
             f"radius and unit must be above 0; got {radius:g}" + ("" if unit is None else f", unit={unit:g}")
         )
+    if isinstance(data, Texts):
+        _tell(model, data.lexicon)
     return EmbeddingBall(radius, vectors.embedding_dim, float(norm) if unit is None else unit, per)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+from sparring.adapters.optional import need
+
 Unit = str
 """`words`, `characters`, or a file of the package `tokenizers`: pieces of words."""
 
@@ -56,12 +58,9 @@ def tokens_of(text: str, unit: Unit = "words") -> list[Token]:
 @lru_cache(maxsize=4)
 def tokenizer_of(file: str) -> Any:
     """The tokenizer that a JSON file describes, without padding or cuts. Raises ImportError and ValueError."""
+    tokenizers = need("tokenizers", f"tokens={file}", "huggingface")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ImportError(f"tokens={file} needs the package tokenizers: pip install tokenizers") from error
-    try:
-        found = Tokenizer.from_file(file)
+        found = tokenizers.Tokenizer.from_file(file)
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"tokens={file}: expected words, characters, or a tokenizer's JSON file; {error}") from error
     found.no_padding()
