@@ -91,10 +91,26 @@ def test_words_are_read_as_transformers_reads_strings(folder: Path, tmp_path: Pa
     (tmp_path / "odd.csv").write_text("text,label\n" + "".join(f'"{t}",{i % 2}\n' for i, t in enumerate(odd)))
     file = str(tmp_path / "odd.csv")
     strange = read_text(file, test=file, list=str(folder / "list.tsv"))
+    model.unlike = 0.25  # letters of full width are read as their plain form
     threat(strange, model)
-    plain = [odd[0], "film film\u2019s", *odd[2:]]  # full width letters are read as their plain form
+    plain = [odd[0], "film film\u2019s", *odd[2:]]
     with torch.no_grad():
         torch.testing.assert_close(model(strange.x_test), theirs(folder / "bert", plain), rtol=1e-4, atol=1e-4)
+
+
+def test_texts_that_are_read_otherwise_are_counted(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        '"the film was \u00a39, great",1\n',
+        *(f"the film was {word},{i % 2}\n" for i, word in enumerate("abcdefghi")),
+    ]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    file = str(tmp_path / "t.csv")
+    data = read_text(file, test=file, list=str(folder / "list.tsv"))
+    with pytest.raises(ValueError, match=r"1 of 10 texts .* such as 'the film was \u00a39, great'.*unlike=0\.1"):
+        threat(data, load_classifier(folder / "bert"))
+    threat(data, load_classifier(folder / "bert", unlike=0.1))
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(rows).replace("\u00a3", "\u00a3 "), encoding="utf-8")
+    threat(read_text(file, test=file, list=str(folder / "list.tsv")), load_classifier(folder / "bert"))
 
 
 @pytest.mark.parametrize("text", ["words:1.0", "characters:1.0", "embedding:0.5"])

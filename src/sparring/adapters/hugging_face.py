@@ -93,9 +93,9 @@ class WordsInPieces(ReplacedWords):
     first: Tensor
     last: Tensor
 
-    def __init__(self, model: Any, tokenizer: Any, weights_file: Path | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, weights_file: Path | None = None, unlike: float = 0.0) -> None:
         super().__init__(model)
-        self.tokenizer, self.weights_file = tokenizer, weights_file
+        self.tokenizer, self.weights_file, self.unlike = tokenizer, weights_file, unlike
         self._read: Sequence[str] = ()
         alone, framed = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
         at = next((i for i in range(len(framed)) if framed[i : i + len(alone)] == alone), 0)
@@ -121,6 +121,21 @@ class WordsInPieces(ReplacedWords):
         self.pieces = torch.tensor(filled, device=self.first.device)
         self.count = torch.tensor([len(row) for row in rows], device=self.first.device)
         self._read = words
+
+    def expect_alike(self, texts: Sequence[str], ids: Tensor) -> None:
+        """Raises ValueError where more than the share `unlike` of these texts is read otherwise than as its words
+        `ids` (N, L): a sign such as that of pounds is a word of its own there, and here one with what it touches."""
+        strings, pieces = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"], self.pieces.tolist()
+        count, odd = self.count.tolist(), []
+        for text, row, whole in zip(texts, ids.tolist(), strings, strict=True):
+            own = [piece for n in row if n for piece in pieces[n][: count[n]]]
+            odd += [text] if own != whole[: len(own)] else []
+        if len(odd) > self.unlike * len(texts):
+            raise ValueError(
+                f"{len(odd)} of {len(texts)} texts are not read as they are written, such as {odd[0][:60]!r}: the "
+                "model's tokenizer joins signs to words that here are words of their own. Put blanks around such signs "
+                f"in the file, or allow it: transformers:FOLDER,unlike={len(odd) / len(texts) + 0.005:.2f}"
+            )
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         if not len(self.count):
@@ -156,12 +171,13 @@ def _at(rows: Tensor, word: Tensor) -> Tensor:
     return rows.gather(1, word[..., None].expand(-1, -1, rows.shape[2]))
 
 
-def load_classifier(folder: str | Path) -> WordsInPieces:
+def load_classifier(folder: str | Path, unlike: float = 0.01) -> WordsInPieces:
     """The sequence classifier that `save_pretrained` wrote with its tokenizer into a folder, in eval mode.
 
     From this disk alone, from safetensors alone; no code of the folder is run. The tokenizer has to read a word alike
     wherever it stands and however it is written (WordPiece in lower case, as of bert-base-uncased): a threat knows
-    words, not the blanks and capitals around them. Raises ImportError, FileNotFoundError and ValueError in a sentence.
+    words, not the blanks and capitals around them. unlike: see `expect_alike`. Raises ImportError, FileNotFoundError
+    and ValueError in a sentence.
     """
     place = Path(folder).expanduser()
     weights = place / "model.safetensors"
@@ -186,7 +202,7 @@ def load_classifier(folder: str | Path) -> WordsInPieces:
             f"transformers:{folder} lacks weights ({', '.join(missing[:3])}): it is no trained sequence classifier"
         )
     _expect_words(tokenizer, f"transformers:{folder}")
-    return WordsInPieces(model.eval(), tokenizer, weights)
+    return WordsInPieces(model.eval(), tokenizer, weights, unlike)
 
 
 def _expect_words(tokenizer: Any, about: str) -> None:

@@ -142,14 +142,15 @@ def transformer_small(
     return Attentive(vocabulary, num_classes, vector_size or size, hidden, layers, int(shape["ids"][0]))
 
 
-def transformers_classifier(folder: str, num_classes: int, unit: str) -> nn.Module:
+def transformers_classifier(folder: str, num_classes: int, unit: str, *, unlike: float = 0.01) -> nn.Module:
     """transformers:FOLDER, a sequence classifier of `transformers` saved there, read by its own WordPiece tokenizer.
 
-    Its class k is the data's class k. Raises what `load_classifier` does, and ValueError for other classes or units.
+    Its class k is the data's class k. unlike: the share of test texts that may be read otherwise than as strings.
+    Raises what `load_classifier` does, and ValueError for other classes or units.
     """
     if unit not in ("words", "characters"):
         raise ValueError(f"transformers:{folder} cuts words by itself; read the data as words, not by tokens={unit}")
-    model = load_classifier(folder)
+    model = load_classifier(folder, unlike)
     if (num := model.model.config.num_labels) != num_classes:
         raise ValueError(f"transformers:{folder} knows {num} classes; the data have {num_classes}")
     return model

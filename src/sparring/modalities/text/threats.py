@@ -233,7 +233,7 @@ def words(share: float, data: Any, *, k: int = 8, list: str | None = None, model
             "the data were read without a list of substitutes; name one, such as list=counterfitted or a path"
         )
     new = () if list is None else (other for word in data.lexicon.words for other in listed.get(word, ())[:k])
-    return _of_list(share, data.lexicon.plus(new), listed, k, f",list={list}" if list else "", "words", model)
+    return _of_list(share, data, data.lexicon.plus(new), listed, k, f",list={list}" if list else "", "words", model)
 
 
 def characters(share: float, data: Any, *, k: int = 8, model: Any = None) -> Substitutions:
@@ -247,11 +247,11 @@ def characters(share: float, data: Any, *, k: int = 8, model: Any = None) -> Sub
     known = set(data.lexicon.words[: data.lexicon.known])
     listed = {word: misspellings(word, k, known) for word in data.lexicon.words}
     lexicon = data.lexicon.plus(form for forms in listed.values() for form in forms)
-    return _of_list(share, lexicon, listed, k, "", "characters", model)
+    return _of_list(share, data, lexicon, listed, k, "", "characters", model)
 
 
 def _of_list(
-    share: float, lexicon: Lexicon, listed: Substitutes, k: int, options: str, name: str, model: Any
+    share: float, data: Texts, lexicon: Lexicon, listed: Substitutes, k: int, options: str, name: str, model: Any
 ) -> Substitutions:
     """The threat, of whose words a model that reads them by their letters is told."""
     if not 0 < share <= 1 or k < 1:
@@ -259,13 +259,14 @@ def _of_list(
     table, allowed = substitution_table(lexicon, listed, k)
     if not bool(allowed.any()):
         raise ValueError("there is a substitute for none of the words of the data; is the list of this language?")
-    _tell(model, lexicon)
+    _tell(model, lexicon, data)
     return Substitutions(share, table, allowed, lexicon, f"k={k}{options}", name)
 
 
-def _tell(model: Any, lexicon: Lexicon) -> None:
+def _tell(model: Any, lexicon: Lexicon, data: Any) -> None:
     if hasattr(model, "read_words"):
         model.read_words(lexicon.words)
+        model.expect_alike(data.strings["test"], data.x_test["ids"])
 
 
 def substitution_table(lexicon: Lexicon, listed: Substitutes, k: int) -> tuple[Tensor, Tensor]:
@@ -295,7 +296,7 @@ def embedding(
             f"radius and unit must be above 0; got {radius:g}" + ("" if unit is None else f", unit={unit:g}")
         )
     if isinstance(data, Texts):
-        _tell(model, data.lexicon)
+        _tell(model, data.lexicon, data)
     return EmbeddingBall(radius, vectors.embedding_dim, float(norm) if unit is None else unit, per)
 
 
