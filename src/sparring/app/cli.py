@@ -79,7 +79,7 @@ def demo(
 @app.command(name="train")
 @with_options(
     TrainingSettings, "data", "extra", "extra_share", "threat", "model", "weights", "recipe", "guard", "epochs",
-    "minutes", "batch_size", "device", "seed",
+    "minutes", "batch_size", "device", "speed", "seed",
 )  # fmt: skip
 def train_(
     out: Annotated[Path, typer.Option(help="run folder")],
@@ -274,9 +274,9 @@ def _train(out: Path, asked: dict[str, Any], *, resume: bool, hint: str, speak: 
             return interrupted()
 
         if resume:
-            result = runs.resume_run(out, observe=observe, **asked)
+            result = runs.resume_run(out, observe=observe, tell=tell, **asked)
         else:
-            result = runs.start_run(runs.settings_for(asked), out, observe=observe)
+            result = runs.start_run(runs.settings_for(asked), out, observe=observe, tell=tell)
     if result.stopped:
         tell(result.stopped)
         tell(hint if interrupted() else f"what was learned before is in {out}")

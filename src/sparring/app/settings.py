@@ -85,6 +85,9 @@ class TrainingSettings(Settings):
     )
     seed: Seed = 0
     device: str = Field(default="auto", description=DEVICE)
+    speed: Literal["plain", "auto"] = Field(
+        default="plain", description="auto: tries on the first batch what makes steps faster here, such as bfloat16"
+    )
 
 
 GENERAL: dict[str, Any] = {

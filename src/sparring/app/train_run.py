@@ -12,31 +12,47 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from sparring.adapters.files import load_weights, runs_a_file
 from sparring.app.settings import GENERAL, TrainingSettings
-from sparring.app.tasks import kept_task, task_of
+from sparring.app.tasks import LoopParts, kept_task, task_of
 from sparring.app.train_parts import Job, make_batches, make_parts, prepare
 from sparring.core.files import read_json, sole_writer, write_atomically, write_json, write_text
-from sparring.core.machine import find_machine
+from sparring.core.machine import Machine, find_machine
 from sparring.core.registry import options_of, parse, text_of
 from sparring.core.types import take
 from sparring.core.unpacking import check_archive
 from sparring.modalities import find, find_data, kind_of
 from sparring.training.loop import TrainingResult, train
 from sparring.training.schedules import SCHEDULES
+from sparring.training.speed import find_speed
 from sparring.training.state import TrainingState, Weights
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Observe = Callable[[TrainingState], bool | None]
+_Tell = Callable[[str], object]
+
+
+class Speed(BaseModel):
+    """What `speed: auto` chose for a run, by the names of a Machine's fields, and what it said."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channels_last: bool
+    bf16: bool
+    folded: bool
+    compiled: bool
+    threads: int | None = Field(ge=1)
+    sentence: str
 
 
 class RunConfig(BaseModel):
@@ -48,6 +64,7 @@ class RunConfig(BaseModel):
     given: dict[str, Any]
     class_names: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    speed: Speed | None = None
 
 
 def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
@@ -75,21 +92,24 @@ def settings_for(found: Mapping[str, Any]) -> TrainingSettings:
     return settings.but(recipe=str(recipe), augment=augment or None)
 
 
-def start_run(settings: TrainingSettings, out: Path, *, observe: Observe | None = None) -> TrainingResult:
+def start_run(
+    settings: TrainingSettings, out: Path, *, observe: Observe | None = None, tell: _Tell | None = None
+) -> TrainingResult:
     """Trains into the folder `out`, which must not hold a run yet. Raises ValueError, OSError.
 
-    Where torch.distributed is initialised the processes share every batch, and the first one writes.
+    tell: hears what `speed: auto` chose. Where torch.distributed is initialised the processes share every batch, and
+    the first one writes.
     """
     if find_machine(settings.device).rank:
-        return _run(prepare(_completed(settings)), out, None, observe)
+        return _run(prepare(_completed(settings)), out, None, observe, tell)
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
     job = prepare(_completed(settings))
     with sole_writer(out):
-        return _start(job, out, observe)
+        return _start(job, out, observe, tell)
 
 
-def _start(job: Job, out: Path, observe: Observe | None) -> TrainingResult:
+def _start(job: Job, out: Path, observe: Observe | None, tell: _Tell | None) -> TrainingResult:
     """The run from its beginning; a folder where nothing was learned is left as it was found."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run, which another process has just begun; choose another folder")
@@ -101,7 +121,7 @@ def _start(job: Job, out: Path, observe: Observe | None) -> TrainingResult:
     for option, text in job.data.kept.items():
         write_text(out / f"{option}.txt", text)
     try:
-        return _run(job, out, None, observe)
+        return _run(job, out, None, observe, tell)
     except Exception:
         if not (out / "checkpoint.pt").exists():
             for name in ("config.json", *(f"{option}.txt" for option in job.data.kept)):
@@ -109,7 +129,7 @@ def _start(job: Job, out: Path, observe: Observe | None) -> TrainingResult:
         raise
 
 
-def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> TrainingResult:
+def resume_run(out: Path, *, observe: Observe | None = None, tell: _Tell | None = None, **asked: Any) -> TrainingResult:
     """Goes on with the run in `out` where its last checkpoint is; from the start when it has none.
 
     asked: settings by name, which must be those of the run; what comes from a Python file must be among them, see
@@ -135,7 +155,7 @@ def resume_run(out: Path, *, observe: Observe | None = None, **asked: Any) -> Tr
         state = _read_state(out / "checkpoint.pt")
         start = settings.but(weights=None) if state else settings  # the checkpoint has newer ones
         job = prepare(start, data_text(out, settings.data))
-        return _run(job._replace(settings=settings), out, state, observe)
+        return _run(job._replace(settings=settings), out, state, observe, tell)
 
 
 def read_config(run: Path) -> TrainingSettings:
@@ -250,7 +270,9 @@ def _completed(settings: TrainingSettings) -> TrainingSettings:
     return settings.but(**missing, augment=augment)
 
 
-def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | None) -> TrainingResult:
+def _run(
+    job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | None, tell: _Tell | None
+) -> TrainingResult:
     s, machine = job.settings, find_machine(job.settings.device)
     model = machine.place(job.model)
     assert s.epochs and s.schedule  # `_completed` filled them
@@ -277,6 +299,8 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
 
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         torch.manual_seed(s.seed)
+        if s.speed == "auto":
+            machine = _at_speed(job, out, machine, model, batches, parts, tell)
         result = train(
             model, batches, parts.recipe, parts.optimizer, num_epochs=s.epochs, validate=parts.validate,
             score=parts.score, guard=parts.guard, schedule=SCHEDULES[s.schedule], averaging=s.averaging, seed=s.seed,
@@ -286,6 +310,30 @@ def _run(job: Job, out: Path, state: dict[str, Any] | None, observe: Observe | N
     if machine.rank == 0:
         _finish(out, job, result)
     return result
+
+
+def _at_speed(
+    job: Job, out: Path, machine: Machine, model: nn.Module, batches: Any, parts: LoopParts, tell: _Tell | None
+) -> Machine:
+    """The machine with what the run has chosen; the first process measures where nothing is chosen yet."""
+    found = None
+    if machine.rank == 0:
+        config = _config(out)
+        if (found := config.speed) is None:
+            s = job.settings
+            assert s.epochs
+            seconds = 60 * s.minutes if s.minutes else math.inf
+            measured = find_speed(
+                model, batches, parts.recipe, parts.optimizer, machine, num_steps=s.epochs * len(batches),
+                seconds=seconds, seed=s.seed,
+            )  # fmt: skip
+            found = Speed(**measured.choice, sentence=measured.sentence)
+            told = config.model_copy(update={"speed": found})
+            write_json(out / "config.json", told.model_dump(by_alias=True))
+            if tell:
+                tell(found.sentence)
+    chosen = machine.gather(found.model_dump(exclude={"sentence"}) if found else None)[0]
+    return replace(machine, **chosen)
 
 
 def _save_state(out: Path, state: TrainingState) -> None:
@@ -330,4 +378,6 @@ def _finish(out: Path, job: Job, result: TrainingResult) -> None:
         "best": by_epoch.get(result.best_epoch), "last": result.history[-1] if result.history else None,
         "stopped": result.stopped, "rollbacks": result.rollbacks, **_about_extra(job),
     }  # fmt: skip
+    if speed := _config(out).speed:
+        record["speed"] = speed.model_dump()
     write_json(out / "training.json", record)

@@ -19,6 +19,8 @@ class Machine:
     """A device, and this process among those that share the work: number `rank` of `world`.
 
     channels_last: images (B, C, H, W) and convolutions lie channel by channel last, which many GPUs are faster with.
+    bf16, folded, compiled, threads (None: as they are): how `train` computes the model within a step, see `AtSpeed`;
+    `find_speed` measures what pays. Everything else is computed as the model was built.
 
     >>> Machine(torch.device("cpu"), rank=1, world=3).mine(4)
     True
@@ -28,6 +30,10 @@ class Machine:
     rank: int = 0
     world: int = 1
     channels_last: bool = False
+    bf16: bool = False
+    folded: bool = False
+    compiled: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from sparring.core.machine import ONE_PROCESS, Machine
 from sparring.core.model_state import aligned, aligned_weights
 from sparring.core.noise import Noise
+from sparring.core.speed import AtSpeed
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
 from sparring.threats.inputs import pair_of
 from sparring.training.guard import Guard, NonFinite, Rollback, Stop, Wait, field_of, first_trouble, with_recipe_options
@@ -74,7 +75,7 @@ def train(
     >>> len(result.history)
     2
     """
-    team = _made_ready(model, num_epochs, machine)
+    team, fast = _made_ready(model, num_epochs, machine)
     state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None)
     state.memory, replays = field_of(recipe, "memory", {}), field_of(recipe, "replays", 1)
     state.memory.clear()
@@ -88,7 +89,7 @@ def train(
             for batch in _rest_of_epoch(batches, state, replays):
                 x, y = machine.place(dict(enumerate(pair_of(batch)))).values() if machine else pair_of(batch)
                 current = _at_progress(state, recipe, schedule, rates)
-                _step(state, current, map_inputs(aligned, x), aligned(y), seed, team)
+                _step(state, current, map_inputs(aligned, x), aligned(y), seed, team, fast)
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
                 if stopped := _after_step(state, guard, observe, team):
@@ -141,8 +142,8 @@ def _own_rates(optimizer: Optimizer) -> Iterator[list[float]]:
             group["lr"] = rate
 
 
-def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> Machine:
-    """Puts the model on its device, with the weights of the first process; returns who shares the work."""
+def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> tuple[Machine, AtSpeed]:
+    """Puts the model on its device, with the weights of the first process; gives who shares the work, and how fast."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module, whose weights can learn")
     if not isinstance(num_epochs, int) or num_epochs < 0:
@@ -150,10 +151,11 @@ def _made_ready(model: Any, num_epochs: Any, machine: Machine | None) -> Machine
     if machine:
         machine.place(model)
         machine.from_first([*model.parameters(), *model.buffers()])
-    return machine or ONE_PROCESS
+    team = machine or ONE_PROCESS
+    return team, AtSpeed(model, team)
 
 
-def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int, team: Machine) -> None:
+def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int, team: Machine, fast: AtSpeed) -> None:
     """One step of the optimizer. Nothing here waits for the device."""
     if not (num := size(x)):
         raise ValueError(f"batch {state.batch + 1} of epoch {state.epoch + 1} is empty: nothing can be learned from it")
@@ -162,6 +164,24 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int,
         part = team.rows(num)
         x, y, rows = map_inputs(lambda t: t[part], x), y[part], rows[part]
     noise = Noise.make(seed, f"train/{state.epoch}", rows).to(device_of(x))
+    with fast:
+        loss, figures = _loss(state, recipe, x, y, noise)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    told = {**figures, "loss": loss}
+    if team.world > 1:
+        told = _exchanged(state.model, told, size(x) / num, team)
+    state.first_trouble = first_trouble(state.first_trouble, state.model, told["loss"], state.step)
+    state.optimizer.step()
+    if state.averaged:
+        state.averaged.update(state.model)
+    state.count_step(told, num)
+
+
+def _loss(
+    state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, noise: Noise
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What the recipe gives for a batch: the loss, and its figures beside."""
     try:
         found = recipe(state.model, x, y, noise=noise)
     except ValueError as error:
@@ -171,17 +191,7 @@ def _step(state: TrainingState, recipe: Recipe, x: Inputs, y: Tensor, seed: int,
             f"batch {state.batch + 1} of epoch {state.epoch + 1} holds one example, and BatchNorm needs more: "
             "let the loader leave it out, DataLoader(..., drop_last=True), or choose another batch size"
         ) from error
-    loss, figures = found if isinstance(found, tuple) else (found, {})
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    told = {**figures, "loss": loss}
-    if team.world > 1:
-        told = _exchanged(state.model, told, size(x) / num, team)
-    state.first_trouble = first_trouble(state.first_trouble, state.model, told["loss"], state.step)
-    state.optimizer.step()
-    if state.averaged:
-        state.averaged.update(state.model)
-    state.count_step(told, num)
+    return found if isinstance(found, tuple) else (found, {})
 
 
 def _exchanged(model: nn.Module, told: Mapping[str, Tensor | float], share: float, team: Machine) -> dict[str, Tensor]:
