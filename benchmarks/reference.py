@@ -1,4 +1,6 @@
-"""AutoAttack's standard protocol composed from torchattacks: the independent implementation that ours is held against.
+"""AutoAttack by others, which ours is held against: the authors' own code, and one composed from torchattacks.
+
+The authors' code is not on the package index: `git clone https://github.com/fra31/auto-attack` (MIT; commit a392200).
 
 torchattacks' own class `AutoAttack` is not the standard (ten steps for APGD and FAB), so its four attacks are put
 together here with the published budgets: APGD-CE 100 steps, targeted APGD-DLR 100 steps x 9 classes, FAB-T 100 steps x
@@ -7,9 +9,11 @@ together here with the published budgets: APGD-CE 100 steps, targeted APGD-DLR 1
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +63,30 @@ def members(model: nn.Module, norm: str, radius: float, num_classes: int, seed: 
     yield "square", Square(model, n_queries=5000, n_restarts=1, p_init=0.8, resc_schedule=False, **shared)
 
 
+def broken(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor, norm: str, radius: float) -> Tensor:
+    """Which of them are in the set, up to rounding, and of another class."""
+    moved = (adversarial - x).flatten(1)
+    size = moved.norm(p={"Linf": float("inf"), "L2": 2, "L1": 1}[norm], dim=1)
+    inside = (size <= radius * (1 + 1e-5) + 1e-6) & (adversarial.flatten(1).amin(1) >= 0)
+    with torch.no_grad():
+        return inside & (adversarial.flatten(1).amax(1) <= 1) & (model(adversarial).argmax(1) != y)
+
+
+def authors(clone: Path, model: nn.Module, x: Tensor, y: Tensor, norm: str, radius: float, seed: int) -> dict[str, Any]:
+    """What stands under `AutoAttack(version="standard")` of a clone of fra31/auto-attack, the passes, the seconds."""
+    sys.path.insert(0, str(clone))
+    from autoattack import AutoAttack
+
+    counting, started = Counting(model).eval(), time.process_time()
+    with torch.no_grad():
+        clean = counting(x).argmax(1) == y
+    attack = AutoAttack(counting, norm=norm, eps=radius, seed=seed, version="standard", device="cpu", verbose=False)
+    adversarial = attack.run_standard_evaluation(x, y, bs=len(x))
+    robust = clean & ~broken(counting, x, adversarial, y, norm, radius)
+    return {"clean": clean.tolist(), "robust": robust.tolist(), "cost": counting.cost(),
+            "cpu_seconds": time.process_time() - started}  # fmt: skip
+
+
 def reference(
     model: nn.Module,
     x: Tensor,
@@ -78,14 +106,7 @@ def reference(
     for name, attack in members(counting, norm, radius, num_classes, seed):
         index = standing.nonzero()[:, 0]
         if len(index):
-            adversarial = attack(x[index], y[index])
-            with torch.no_grad():
-                fooled = counting(adversarial).argmax(1) != y[index]
-            moved = (adversarial - x[index]).flatten(1)
-            size = moved.abs().amax(1) if norm == "Linf" else moved.norm(dim=1)
-            inside = (size <= radius * (1 + 1e-5) + 1e-6) & (adversarial.flatten(1).amin(1) >= 0)
-            inside &= adversarial.flatten(1).amax(1) <= 1
-            standing[index[fooled & inside]] = False
+            standing[index[broken(counting, x[index], attack(x[index], y[index]), y[index], norm, radius)]] = False
         record["members"].append({"name": name, "standing": int(standing.sum()), "cost": counting.cost()})
         say(f"  {name}: {int(standing.sum())} stand, {time.perf_counter() - started:.0f} s")
     cpu = time.process_time() - cpu_started  # of this process alone: other work on the machine does not count

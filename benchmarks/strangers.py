@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import Lines, provenance, table
-from reference import reference
-from sparring import Linf, Normalize, measure
+from reference import authors, reference
+from sparring import Normalize, measure
 from sparring.attacks.plans import make_plan
 from sparring.modalities import load_data
 from sparring.modalities.images import scale
@@ -165,18 +165,26 @@ def hard_images(clone: Path, network: Network) -> tuple[Tensor, Tensor]:
     return scale(data.x_test[chosen]), data.y_test[chosen]
 
 
-def part(clones: Sequence[Path], network: Network, kind: str, method: str, seed: int) -> dict[str, Any]:
-    """One method with one seed on a network's images; "reference" is AutoAttack put together from torchattacks.
+def part(
+    clones: Sequence[Path], network: Network, kind: str, method: str, seed: int, authors_code: Path | None = None
+) -> dict[str, Any]:
+    """One method with one seed on a network's images.
 
-    kind: "linf", what the network was trained against; "hard", those instances alone; "l2" or "l1".
+    kind: "linf", what the network was trained against; "hard", those instances alone; "l2" or "l1". method: a plan;
+    "authors", the AutoAttack of its authors; "reference", AutoAttack put together from torchattacks.
     """
     model, started = load(clones, network), time.process_time()
     x, y = hard_images(clones[0], network) if kind == "hard" else images(clones[0], network.data)
-    if method == "reference":
-        return reference(model, x, y, "Linf", network.threat, 10, seed)
     l2 = network.weights.startswith("models_scaled_l2")  # the one network that was trained against it
-    radius = network.threat if l2 else OTHER.get((kind, network.data))
-    threat = make_threat(f"{kind}:{radius}") if kind in ("l2", "l1") else Linf(network.threat)
+    radius = float(network.threat if l2 else OTHER.get((kind, network.data), network.threat))
+    norm = {"l2": "L2", "l1": "L1"}.get(kind, "Linf")
+    if method == "reference":
+        return reference(model, x, y, norm, radius, 10, seed)
+    if method == "authors":
+        if authors_code is None:
+            raise ValueError("the method authors needs their code: --authors CLONE, a clone of fra31/auto-attack")
+        return authors(authors_code, model, x, y, norm, radius, seed)
+    threat = make_threat(f"{norm.lower()}:{radius}")
     found = measure(model, [(x, y)], threat, make_plan(method, threat), curve=(), seed=seed)
     return {"clean": found.table["correct"].tolist(), "robust": found.table["robust"].tolist(), "cost": found.cost,
             "members": [(a.name, a.standing_after) for a in found.attacks],
@@ -209,15 +217,17 @@ def main() -> None:
     parser.add_argument("clones", type=Path, nargs="+")
     parser.add_argument("--kind", default="linf", choices=["linf", "hard", "l2", "l1"])
     parser.add_argument("--methods", nargs="+", default=["fast", "autoattack", "reference"])
+    parser.add_argument("--authors", type=Path, help="a clone of fra31/auto-attack, for the method authors")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     options = parser.parse_args()
     lines = Lines(options.out)
     for method in options.methods:
         for name in options.networks:
-            for seed in range({"autoattack": 2, "reference": 1}.get(method, 3)):
+            for seed in range({"autoattack": 2, "authors": 1, "reference": 1}.get(method, 3)):
                 key = {"network": name, "kind": options.kind, "method": method, "seed": seed}
                 if lines.find(**key) is None:
-                    found = lines.add({**key, **part(options.clones, NETWORKS[name], options.kind, method, seed)})
+                    made = part(options.clones, NETWORKS[name], options.kind, method, seed, options.authors)
+                    found = lines.add({**key, **made})
                     print(key, sum(found["robust"]), found["cost"], f"{found['cpu_seconds']:.0f} s", flush=True)
     print(f"\n{provenance(seed='0, 1, 2', n=NUM, packages=['torchattacks'])}\n")
     print(summary([r for r in lines.records if r["kind"] == options.kind]))
