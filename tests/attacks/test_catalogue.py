@@ -207,6 +207,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "eot": st.integers(1, 50),
     "targets": st.integers(1, 50),
     "slope": st.floats(0.1, 100),
+    "polish": st.integers(0, 50),
     "share": st.floats(1e-6, 1),
     "num_queries": st.integers(1, 10_000),
     "p": st.floats(1e-6, 1),
@@ -236,8 +237,8 @@ def test_text_round_trip(plan: list[Stage]) -> None:
 
 def test_every_option_of_every_attack_is_tried_above_and_changes_something() -> None:
     other = {"num_steps": 3, "step": 0.3, "absolute_step": 0.3, "momentum": 0.3, "objective": "dlr", "wanted": 3,
-             "restarts": 3, "rho": 0.3, "eot": 3, "targets": 3, "slope": 3.0, "share": 0.3, "num_queries": 3, "p": 0.3,
-             "rescale": True, "nearest": True, "keep": "last"}  # fmt: skip
+             "restarts": 3, "rho": 0.3, "eot": 3, "targets": 3, "slope": 3.0, "polish": 3, "share": 0.3,
+             "num_queries": 3, "p": 0.3, "rescale": True, "nearest": True, "keep": "last"}  # fmt: skip
     for name in ATTACKS:
         plain = attack_of(name)
         options = options_of(ATTACKS[name])

@@ -189,6 +189,49 @@ def test_a_network_whose_units_are_off_falls_to_smoothing_alone() -> None:
     assert not bool(weak.reached.any())  # type: ignore[union-attr]
 
 
+def kinked() -> Callable[[Tensor], Tensor]:
+    """Class 1 leads by 1 - sum of 3 relu(v) + relu(-v), v = x - 0.4: wins near the kinks; slope 5 ends at -0.22."""
+
+    def model(x: Tensor) -> Tensor:
+        v = x.flatten(1) - 0.4
+        lead = 1 - (3 * torch.relu(v) + torch.relu(-v)).sum(1)
+        return torch.stack([0 * lead, lead], 1)
+
+    return model
+
+
+def test_polish_reaches_the_kinks_that_a_smoothed_gradient_misses() -> None:
+    x, y = torch.full(SHAPE, 0.5).double(), torch.zeros(3).long()
+    coarse = smooth(Linf(0.4), slope=5, restarts=1)(kinked(), x, y)
+    assert not bool(coarse.reached.any())  # type: ignore[union-attr]
+    fine = smooth(Linf(0.4), slope=5, restarts=1, polish=60)(kinked(), x, y)
+    assert fine.reached.tolist() == [True] * 3 and bool((fine.loss > coarse.loss).all())  # type: ignore[union-attr, operator]
+    assert bool(inside(Linf(0.4), x, fine.z).all())
+    shown = kinked()(fine.x_adv)
+    torch.testing.assert_close(shown[:, 1] - shown[:, 0], fine.loss)
+
+
+def test_polish_goes_on_only_where_something_stands_and_is_never_worse() -> None:
+    net, x = seeded(lambda: Two(F.relu)), rand(*SHAPE, seed=1)
+    y, weak = net(x).argmax(1), Linf(1e-4)
+    plain, more = smooth(weak, num_steps=4, restarts=1), smooth(weak, num_steps=4, restarts=1, polish=3)
+    first, second = plain(net, x, y), more(net, x, y)
+    assert bool((second.loss >= first.loss).all())  # type: ignore[operator]
+    assert second.cost == first.cost.plus(Cost(3 * 4, 3 * 3))
+    wrong = (y + 1) % NUM_CLASSES  # fallen before the first step
+    assert more(net, x, wrong).cost == plain(net, x, wrong).cost
+    alone = torch.cat([take(more, torch.tensor([i]))(net, x[i : i + 1], y[i : i + 1], noise=stream(3).take(
+        torch.tensor([i]))).z for i in range(3)])  # fmt: skip
+    torch.testing.assert_close(alone, more(net, x, y, noise=stream(3)).z)
+
+
+def test_polish_is_refused_where_it_does_nothing() -> None:
+    with pytest.raises(ValueError, match="polish=5 takes dense steps"):
+        smooth(L1(1.0), polish=5)
+    with pytest.raises(ValueError, match="at least 1 step; got -1"):
+        smooth(Linf(0.1), polish=-1)
+
+
 def test_models_without_relu_see_no_difference(network: nn.Module, images: Tensor) -> None:
     plain = apgd(Linf(0.1), num_steps=6)
     want, found = plain(network, images, LABELS), SmoothBackward(plain)(network, images, LABELS)

@@ -13,14 +13,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sparring.attacks.around import Averaged, EachTarget, SmoothBackward, restarted
+from sparring.attacks.around import Averaged, EachTarget, SmoothBackward, merged, restarted
 from sparring.attacks.loop import Attack, Problem, Seen, StepRule
 from sparring.attacks.starts import Corner, Gaussian, Given, OnTheEdge, Start
 from sparring.attacks.steps import step_length
 from sparring.core.geometry import per_example
 from sparring.core.noise import Noise
 from sparring.core.objectives import Objective, aimed, cross_entropy, margin
-from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model
+from sparring.core.types import Attacker, AttackResult, Cost, Inputs, Model, take
 from sparring.threats.base import ThreatModel
 
 
@@ -203,6 +203,44 @@ class ShrinkingRadius:
         return result._replace(cost=cost)
 
 
+@dataclass(frozen=True)
+class Polished:
+    """`attack`, and on what stands after it `num_steps` of APGD with small steps and the true gradient from its end.
+
+    first_step: as a share of the radius. An attack whose steps or gradients are coarse ends near a kink of the loss,
+    and short steps of the true gradient go on from there. Per example the worst of both is kept. Ours.
+
+    >>> from sparring import Linf, pgd
+    >>> attack = Polished(pgd(Linf(0.1), num_steps=2), num_steps=3)
+    >>> attack(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2])).z.shape
+    torch.Size([2, 4])
+    """
+
+    attack: Any
+    num_steps: int
+    first_step: float = 0.05
+    per_example: ClassVar[tuple[str, ...]] = ("attack",)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"polish takes at least 1 step; got {self.num_steps}. Leave it out for none")
+
+    def __call__(self, model: Model, x: Inputs, target: Tensor, *, noise: Noise | None = None) -> AttackResult:
+        found = self.attack(model, x, target, noise=noise)
+        if found.loss is None or found.reached is None:
+            raise ValueError('polishing needs the loss of what was found; build the attack without keep="last"')
+        rows = (~found.reached).nonzero()[:, 0]
+        if not len(rows):
+            return found
+        inner = take(self.attack, rows)
+        while hasattr(inner, "attack"):
+            inner = inner.attack
+        rule, start = APGD(first_step=self.first_step), Given(found.z[rows])
+        then = replace(inner, rule=rule, start=start, num_steps=self.num_steps)
+        again = then(model, take(x, rows), target[rows], noise=noise.take(rows) if noise else None)
+        return merged(found, again, rows, again.reached | (again.loss > found.loss[rows]))
+
+
 def apgd(
     threat: ThreatModel, *, num_steps: int = 100, rho: float = 0.75, eot: int = 1, restarts: int = 1,
     objective: Objective = cross_entropy, wanted: int | Tensor | None = None,
@@ -246,9 +284,12 @@ def _single(threat: ThreatModel, num_steps: int, rho: float, objective: Objectiv
 
 
 def smooth(
-    threat: ThreatModel, *, num_steps: int = 20, slope: float = 10.0, restarts: int = 5, objective: Objective = margin
-) -> Attacker:
+    threat: ThreatModel, *, num_steps: int = 20, slope: float = 10.0, restarts: int = 5, polish: int = 0,
+    objective: Objective = margin,
+) -> Attacker:  # fmt: skip
     """APGD through a smoothed backward pass, from random corners of the set; on L1 balls its sparse form.
+
+    `polish`: so many small steps of the true gradient after each start (see `Polished`); not on L1 balls.
 
     Ours; measured in docs/results.md. The slope is that of a sigmoid in place of ReLU's step.
 
@@ -260,4 +301,9 @@ def smooth(
     attack = _single(threat, num_steps, APGD().rho, objective)
     if threat.norm != "l1":
         attack = replace(attack, start=Corner())
-    return restarted(SmoothBackward(attack, slope), restarts)
+    smoothed: Attacker = SmoothBackward(attack, slope)
+    if polish:
+        if threat.norm == "l1":
+            raise ValueError(f"polish={polish} takes dense steps, which go nowhere on an L1 ball; leave it out there")
+        smoothed = Polished(smoothed, polish)
+    return restarted(smoothed, restarts)
