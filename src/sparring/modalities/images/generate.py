@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.core.batches import draw
+from sparring.core.batches import draw, hold_out
 from sparring.core.noise import Noise
 from sparring.modalities.base import Dataset, Task
 from sparring.modalities.images.files import picture_grid
@@ -24,8 +24,9 @@ from sparring.training.gan import Gan, GanLoss, Nets, Pair, build_pair, sample_i
 NUM_JUDGED = 1000
 """Images that a validation makes, at most; a thousand tell an epoch from the next."""
 SURE_ENOUGH = 0.95
-"""Accuracy from which on the guard counts classes. A classifier that is right on 65 % (CIFAR-10) gave poor images to a
-few classes, and a healthy generator was taken back three times within 900 steps; its spread was that of real images."""
+"""Accuracy on held-out training images from which on the guard counts classes. A classifier that is right on 65 %
+(CIFAR-10) gave poor images to a few classes, and a healthy generator was taken back three times within 900 steps; its
+spread was that of real images."""
 GRID = 10
 """Rows and columns of the grid of samples after each epoch."""
 
@@ -65,7 +66,10 @@ def gan(
             found = reference.judge(sample_images(pair, y[real], noise))
             return {**found.figures(), "floor_fid": floor.fid, "floor_coverage": floor.coverage}
 
-        sees = extractor.classify if (extractor.accuracy or 0.0) >= SURE_ENOUGH else None
+        keep, held = hold_out(y, 0.1, seed)  # a classifier of the guard's own: test images must not steer training
+        net = kept_features(folder / "guard.safetensors", x[keep], y[keep], data.num_classes, seed=seed)
+        seen = extractor_of(net, x[held], y[held])
+        sees = seen.classify if (seen.accuracy or 0.0) >= SURE_ENOUGH else None
         guard = CollapseGuard.against(x, y, sees, num_classes=data.num_classes, gamma=gamma, seed=seed)
         return validate, guard
 
