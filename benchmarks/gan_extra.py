@@ -1,9 +1,10 @@
 """Robust training on few labels: do images of a generator help, and more than what is simpler?
 
-A few examples of a data set keep their labels, more keep only their inputs. Four ways to train, each for the same
+A few examples of a data set keep their labels, more keep only their inputs. Five ways to train, each for the same
 number of steps with batches of the same size, so for the same passes: with the labels alone; with random shifts; with
-images of a generator that was trained on the labelled ones (`--extra`, half of each batch); with the unlabelled ones as
-a classifier labels them that was trained on the labelled ones, too.
+images of a generator that was trained on the labelled ones (`--extra`, half of each batch), labelled by the class that
+it was told to make, or by the probabilities of a classifier that was trained on the labelled ones, too (`sparring
+sample --labels`); with the unlabelled ones as that classifier labels them.
 
 Each seed draws other labels and is judged on the same test images. What is finished is not done again:
 python benchmarks/gan_extra.py digits mnist --out gan_extra
@@ -56,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "labels only": {},
     "shifts": {"crop": True},
     "generated": {"extra": "generated.npz"},
+    "generated, soft labels": {"extra": "soft.npz"},
     "pseudo-labelled": {"extra": "pseudo.npz"},
 }
 
@@ -91,13 +93,16 @@ def extras(part: Part, seed: int) -> None:
         return
     drawn = draw_images(generator, NUM_MADE, seed=seed)
     write_sample(drawn, Path("generated.npz"), None)
+    write_sample(drawn, Path("soft.npz"), classifier)
     with np.load("others.npz") as file:
         x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
     soft, _ = soft_labels(Drawn(x, None, {}), classifier)
     assert drawn.y is not None
-    agree = (soft_labels(drawn, classifier)[0].argmax(1) == drawn.y).double().mean()
+    told_by = soft_labels(drawn, classifier)[0]
+    agree = (told_by.argmax(1) == drawn.y).double().mean()
     told = f"pseudo-labels right: {percent((soft.argmax(1) == y).double().mean())}; "
-    told += f"generated images that the classifier takes for their condition: {percent(agree)}"
+    told += f"generated images that the classifier takes for their condition: {percent(agree)}, "
+    told += f"with a probability of {percent(told_by.amax(1).double().mean())} on average for its answer"
     Path("labels.txt").write_text(told)
     np.savez("pseudo.npz", x=x.numpy(), y=soft.argmax(1).numpy())
 
@@ -107,7 +112,7 @@ def arm(name: str, part: Part, seed: int, checks: bool) -> Path:
     options = dict(ARMS[name])
     if options.pop("crop", False):
         options["crop"] = part.crop
-    run = trained(name.replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
+    run = trained(name.replace(", ", "-").replace(" ", "-"), part, seed, threat=part.threat, **part.settings, **options)
     asked = EvaluationSettings(data="few.npz", threat=part.threat, num_examples=part.num_test, checks=checks)
     if not (run / "evaluation" / "results.json").exists():
         evaluate_folder(from_run(run), run / "evaluation", asked)
