@@ -10,7 +10,7 @@ the arrays of gallery.npz, and results.json but for seconds, date and command. T
 - batches (of a training): the same with a checkpoint after every batch, so that it dies in the middle of an epoch;
 - moments: killed from outside at random moments between the first file and the end, up to three times.
 
-    python benchmarks/kill_and_resume.py [--what evaluate] [--trials 20] [--seed 0] [--out FOLDER]
+    python benchmarks/kill_and_resume.py [--what guarded | evaluate] [--trials 20] [--seed 0] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ RUN = (
     "--set", "num_steps=2", "--set", "held_out=100",
 )  # fmt: skip
 """The training that is killed: averaged weights and a best checkpoint are active."""
+GUARDED = (
+    "--data", "digits", "--threat", "linf:0.1", "--epochs", "3", "--model", "mlp", "--set", "averaging=0.99",
+    "--set", "num_steps=2", "--set", "held_out=100", "--set", "learning_rate=0.5", "--set", "schedule=constant",
+    "--guard", "watch:every=5",
+)  # fmt: skip
+"""A training under a guard that goes back, since its rate is a hundred times too large."""
 EVALUATION = (
     "evaluate", "--num-examples", "200", "--batch-size", "20",
     "--attacks", "pgd:num_steps=20,restarts=2,square:num_queries=100",
@@ -276,12 +282,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/kill-and-resume"), help="folder for runs and results")
-    parser.add_argument("--what", choices=("train", "evaluate"), default="train")
+    parser.add_argument("--what", choices=("train", "guarded", "evaluate"), default="train")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in the trials
     run, wanted, make_plans, last = RUN, args.out / "reference", plans, "training.json"
+    if args.what == "guarded":
+        run = GUARDED
     if args.what == "evaluate":
         if not (wanted / "training.json").exists():
             reference(wanted)
@@ -292,6 +300,9 @@ def main() -> None:
     if first is None or not (wanted / last).exists():
         shutil.rmtree(wanted, ignore_errors=True)
         first = lines.add({"what": "reference", "seconds": reference(wanted, run)})
+    backs = json.loads((wanted / last).read_text(encoding="utf-8")).get("rollbacks", [])
+    if args.what == "guarded" and not backs:
+        sys.exit("the undisturbed run never went back, so nothing would be shown")
     for number, plan in enumerate(make_plans(args.trials, first["seconds"], args.seed)):
         if lines.find(what="trial", number=number):
             continue
@@ -312,7 +323,10 @@ def main() -> None:
     print("\n" + table(("killed", "what was written"), rows))
     print(f"\n{good} of {len(trials)} runs ended with the bytes of the undisturbed run; {dead} were really killed,")
     print(f"{sum(len(r['kills']) for r in trials)} times in all; {inside} of them at the write of a file.\n")
-    print(provenance(seed=args.seed, n=f"{len(trials)} runs of: sparring {args.what} {' '.join(run)}"))
+    if args.what == "guarded":
+        print(f"Ways back in each: at steps {', '.join(str(line['step']) for line in backs)}.\n")
+    verb = "evaluate" if args.what == "evaluate" else "train"
+    print(provenance(seed=args.seed, n=f"{len(trials)} runs of: sparring {verb} {' '.join(run)}"))
     sys.exit(0 if good == dead == len(trials) else 1)
 
 

@@ -15,6 +15,7 @@ from contracts import seeded
 from sparring.app.settings import TrainingSettings
 from sparring.app.train_run import start_run
 from sparring.core.batches import Batches
+from sparring.core.noise import Noise
 from sparring.threats import Linf
 from sparring.training.guard import Rollback, Stop, Wait
 from sparring.training.loop import train
@@ -22,7 +23,7 @@ from sparring.training.one_step import fgsm_rs
 from sparring.training.recipes import pgd_at
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.state import TrainingState
-from sparring.training.watch import Reaction, Switched, Watch, look, watch
+from sparring.training.watch import Reaction, Switched, Watch, look, on_margin, watch
 
 DRAW = torch.Generator().manual_seed(0)
 X, Y = torch.rand(60, 6, generator=DRAW), torch.arange(60) % 3
@@ -76,10 +77,11 @@ SOUND = {
     [
         ("divergence", {"loss": 5.0, "clean": 0.3}, 1, "the clean loss is 5.00"),
         ("constant", {"largest": 0.8}, 5, "one answer is given 80.0%"),
+        ("constant", {"largest": 0.8, "flat": 0.6}, 2, "one answer is given 80.0%"),
         ("dying", {"flat": 0.6}, 1, "60.0% of the held-out examples have no gradient"),
         ("catastrophic", {"one_step": 0.9, "multi_step": 0.1, "unmasked": 0.1}, 1, "90.0% stand one step"),
         ("masking", {"unmasked": 0.2}, 1, "60.0% stand the gradient, and 20.0% what does not trust it"),
-        ("overfitting", {"multi_step": 0.5, "unmasked": 0.5, "one_step": 0.6}, 4, "at best 60.0% did"),
+        ("overfitting", {"multi_step": 0.5, "unmasked": 0.5, "one_step": 0.6}, 3, "at best 60.0% did"),
     ],
 )
 def test_each_kind_is_seen_when_it_is_due(
@@ -105,7 +107,51 @@ def test_each_kind_is_seen_when_it_is_due(
         assert isinstance(verdict, Stop) == (reaction == "stop")
         if isinstance(verdict, Rollback):
             assert verdict.options == want.get(reaction, {})
-            assert verdict.rate_factor == (0.5 if reaction == "slower" else 1.0)
+            assert verdict.rate_factor == (0.25 if reaction == "slower" else 1.0)
+            assert ("0.25 of the learning rate" in said) == (reaction == "slower")
+
+
+def test_a_network_that_only_ever_stood_one_step_is_seen_at_the_third_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has nothing to fall from; while the radius grows the two lie apart for a look or two."""
+    found = {**SOUND, "one_step": 0.4, "multi_step": 0.1, "unmasked": 0.1}
+    guard, verdicts = watch(Linf(0.1), X, Y), list[Any]()
+    state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
+    for now in (found, found, SOUND | {"one_step": 0.2, "multi_step": 0.1, "unmasked": 0.1}, found, found, found):
+        monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
+        verdicts.append(guard(state))
+    assert [type(verdict) for verdict in verdicts] == [Wait, Wait, type(None), Wait, Wait, Rollback]
+    assert "40.0% stand one step of attack and 10.0% ten" in verdicts[-1].reason
+
+
+@pytest.mark.parametrize("change", [{"largest": 0.4}, {"flat": 0.3}])
+def test_half_as_bad_is_no_place_to_go_back_to(monkeypatch: pytest.MonkeyPatch, change: dict[str, float]) -> None:
+    monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | change)
+    state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
+    assert isinstance(watch(Linf(0.1), X, Y)(state), Wait)
+
+
+def test_each_further_way_back_slows_the_run_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | {"flat": 0.9})
+    found: dict[str, list[float]] = {"slower": [], "ramp": []}
+    for reaction, factors in found.items():
+        state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
+        verdict: Any = None
+        while not isinstance(verdict, Stop):
+            verdict = watch(Linf(0.1), X, Y, dying=reaction)(state)  # type: ignore[arg-type]
+            if isinstance(verdict, Rollback):
+                factors.append(verdict.rate_factor)
+                state.rollbacks.append({})
+    assert found == {"slower": [1 / 4, 1 / 16, 1 / 64, 1 / 256], "ramp": [1, 1 / 4, 1 / 16, 1 / 64]}
+
+
+def test_many_steps_climb_the_margin_of_a_network_whose_loss_is_flat() -> None:
+    by_loss, by_margin = pgd_at(Linf(0.3)), on_margin(pgd_at(Linf(0.3)))
+    noise = Noise.make(0, "test", torch.arange(len(X)))
+    right = Saturated()(X).argmax(1) == Y
+    stands = [
+        (Saturated()(r.craft(Saturated(), X, Y, noise=noise)).argmax(1) == Y)[right] for r in (by_loss, by_margin)
+    ]
+    assert stands[0].double().mean() > 0.9 and stands[1].double().mean() < 0.5
 
 
 def test_after_the_last_way_back_it_stops() -> None:

@@ -29,7 +29,7 @@ from sparring.threats.inputs import check_inputs
 from sparring.training.guard import field_of
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
-from sparring.training.watch import Switched, watch
+from sparring.training.watch import Switched, on_margin, watch
 from sparring.training.weights import awp
 
 
@@ -92,7 +92,7 @@ def make_recipe(job: Job) -> Any:
             raise ValueError(
                 f"guard {job.settings.guard}: the recipe {job.recipe.name} attacks nothing; leave guard out"
             )
-        other = _around(job, job.modality.named_recipe("pgd-at")(job.threat))
+        other = _around(job, on_margin(job.modality.named_recipe("pgd-at")(job.threat)))
     return _around(job, made) if other is None else Switched(recipe=_around(job, made), other=other)
 
 

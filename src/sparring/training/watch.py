@@ -6,7 +6,7 @@ It looks at held-out training examples. Shapes: N examples, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from sparring.training.state import TrainingState
 
 Reaction = Literal["slower", "multi-step", "ramp", "stop", "off"]
-"""What follows the way back. slower: half the learning rate. multi-step: PGD instead of the recipe. ramp: the radius
-grows from 0 again over a fifth of the run. stop: the run ends. off: nobody looks."""
+"""What follows the way back. slower: a quarter of the learning rate. multi-step: PGD on the margin instead of the
+recipe. ramp: the radius grows from 0 again over a fifth of the run. stop: the run ends. off: nobody looks. Whatever the
+reaction, the second way back of a run also divides the rate by 4, the third by 16, the fourth by 64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,13 @@ class Switched:
 
     def __call__(self, model: Any, x: Inputs, y: Tensor, *, noise: Noise | None = None) -> Any:
         return (self.other if self.use_other else self.recipe)(model, x, y, noise=noise)
+
+
+def on_margin(recipe: Any) -> Any:
+    """The recipe with an attack that climbs the margin, which has a gradient where the cross-entropy has none left; one
+    whose attack is made of others stays as it is."""
+    attack = recipe.attack
+    return replace(recipe, attack=replace(attack, objective=margin)) if isinstance(attack, Attack) else recipe
 
 
 def look(model: nn.Module, x: Inputs, y: Tensor, threat: ThreatModel) -> dict[str, float]:
@@ -89,11 +97,13 @@ class Watch:
     """Sees six kinds of collapse on held-out training examples (x, y), goes back to the last sound look, and reacts.
 
     divergence: a loss or gradient is not finite, or the clean loss is over 2 log K and clean accuracy fell by 20
-    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running. dying: more
-    than half of the examples have no gradient at all. catastrophic: one step of attack leaves `gap` more than ten do,
-    which leave 10 points less than they did. masking: random noise and a smoothed backward pass leave `gap` less than
-    the gradient. overfitting: the mean of five looks under ten steps is `drop` below its best. `reactions` says by kind
-    how to react; after `num_rollbacks` the run stops. One look costs 26 forward and 22 backward passes an example.
+    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running (2 where more
+    than half of the examples have no gradient); until then nothing else is said. dying: no gradient on more than half.
+    catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they did, or less
+    than 0.6 of what one does in 3 looks running. masking: random noise and a smoothed backward pass leave `gap` less
+    than the gradient. overfitting: the mean of five looks under ten steps is `drop` below its best. `reactions` says by
+    kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad is no place to go back to. One
+    look costs 26 forward and 22 backward passes an example.
 
     Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
     Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
@@ -104,9 +114,9 @@ class Watch:
     y: Tensor = field(repr=False)
     every: int = 50
     gap: float = 0.2
-    drop: float = 0.06
+    drop: float = 0.04
     constant: float = 0.7
-    num_rollbacks: int = 3
+    num_rollbacks: int = 4
     reactions: dict[str, Reaction] = field(default_factory=lambda: dict(REACTIONS))
 
     def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:
@@ -117,28 +127,31 @@ class Watch:
         best = notes.setdefault("best", {"clean": 0.0, "multi_step": 0.0, "mean": 0.0})
         kind, sentence = self._seen(now, best, notes)
         if kind and self.reactions[kind] != "off":
-            notes["constant"], notes["recent"], best["mean"] = 0, [], 0.0
+            notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
         for name in ("clean", "multi_step"):
             best[name] = max(best[name], now[name])
         if len(notes["recent"]) == 5:
             best["mean"] = max(best["mean"], sum(notes["recent"]) / 5)
-        return Wait() if notes["constant"] else None
+        doubtful = notes["single"] or now["largest"] > self.constant / 2 or now["flat"] > 0.25
+        return Wait() if doubtful else None
 
     def _seen(self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any]) -> tuple[str, str]:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
         notes["recent"] = [*notes.get("recent", []), now["multi_step"]][-5:]
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
-        mean, fallen = sum(notes["recent"]) / 5, best["multi_step"] - 0.1
+        mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
+        notes["single"] = notes.get("single", 0) + 1 if apart and many < 0.6 * one else 0
         lost = now["loss"] > 2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
         if lost or not math.isfinite(now["loss"]):
             return "divergence", f"the clean loss is {now['loss']:.2f} and clean accuracy {clean:.1%}"
-        if notes["constant"] >= 5:
-            return "constant", f"one answer is given {now['largest']:.1%} more often than its class occurs"
+        if notes["constant"]:
+            said = f"one answer is given {now['largest']:.1%} more often than its class occurs"
+            return ("constant", said) if notes["constant"] >= (2 if now["flat"] > 0.5 else 5) else ("", "")
         if now["flat"] > 0.5:
             return "dying", f"{now['flat']:.1%} of the held-out examples have no gradient"
-        if one - many > self.gap and many < fallen:
+        if notes["single"] >= 3 or (apart and many < best["multi_step"] - 0.05):
             return "catastrophic", (
                 f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['multi_step']:.1%} did before"
             )
@@ -149,19 +162,22 @@ class Watch:
         return "", ""
 
     def _react(self, state: TrainingState, kind: str, sentence: str) -> Rollback | Stop:
-        reaction, what = self.reactions[kind], f"{_WORDS[kind]} at step {state.step}: {sentence}"
-        if reaction in ("stop", "off") or len(state.rollbacks) >= self.num_rollbacks:
-            again = (
-                f" It came after {len(state.rollbacks)} ways back." if reaction != "stop" and state.rollbacks else ""
-            )
+        reaction, num = self.reactions[kind], len(state.rollbacks)
+        what = f"{_WORDS[kind]} at step {state.step}: {sentence}"
+        if reaction in ("stop", "off") or num >= self.num_rollbacks:
+            again = f" It came after {num} ways back." if reaction != "stop" and num else ""
             return Stop(f"{what}.{again} The last sound weights are kept, and the best epoch.")
+        options: dict[str, Any] = {}
         if reaction == "multi-step":
-            return Rollback(options={"use_other": True}, reason=f"{what}; from here on many steps")
-        if reaction == "ramp":
+            options, what = {"use_other": True}, f"{what}; from here on many steps"
+        elif reaction == "ramp":
             begin = state.step / max(1, state.total)
-            again = f"{what}; the radius grows anew"
-            return Rollback(options={"anew": (begin, min(1.0, begin + 0.2))}, reason=again)
-        return Rollback(rate_factor=0.5, reason=f"{what}; from here on half the learning rate")
+            options, what = {"anew": (begin, min(1.0, begin + 0.2))}, f"{what}; the radius grows anew"
+        factor = 0.25 ** (num + (reaction == "slower"))
+        return Rollback(
+            rate_factor=factor, options=options,
+            reason=what if factor == 1 else f"{what}; from here on {factor:g} of the learning rate",
+        )  # fmt: skip
 
 
 REACTIONS: dict[str, Reaction] = {
@@ -175,8 +191,8 @@ _WORDS = {
 
 
 def watch(
-    threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.06,
-    num_rollbacks: int = 3, divergence: Reaction = "slower", constant: Reaction = "ramp", dying: Reaction = "slower",
+    threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.04,
+    num_rollbacks: int = 4, divergence: Reaction = "slower", constant: Reaction = "ramp", dying: Reaction = "slower",
     catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step", overfitting: Reaction = "stop",
 ) -> Watch:  # fmt: skip
     """Sees six kinds of collapse, goes back and reacts; see `Watch`. ValueError for numbers out of range."""
