@@ -130,12 +130,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--checks", action="store_true", help="with the battery, which takes as long as the attacks")
     parser.add_argument("--out", type=Path, default=Path("gan_extra"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for part in (PARTS[name] for name in asked.parts):
-        found: dict[str, list[Path]] = {name: [] for name in ARMS}
+        found: dict[str, list[Path]] = {name: [] for name in asked.arms}
         for seed in range(asked.seeds):
             folder = asked.out / f"{part.data}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,7 @@ def main() -> None:
                 if not Path("few.npz").exists():
                     few(part, seed)
                 extras(part, seed)
-                for name in ARMS:
+                for name in asked.arms:
                     found[name].append(arm(name, part, seed, asked.checks))
                 print(f"seed {seed}: {Path('labels.txt').read_text()}")
         rows = []
@@ -153,7 +154,7 @@ def main() -> None:
             rows.append([name, *(cell for each in shares for cell in (
                 percent(sum(each) / len(each)), ", ".join(f"{100 * share:.1f}" for share in each)))])  # fmt: skip
         print(f"\n{part.data}\n\n" + table(["", "clean", "by seed", "robust", "by seed"], rows))
-        for first in ("labels only", "generated"):
+        for first in {"labels only", "generated"} & found.keys():
             print(f"\nagainst {first}\n\n{compared(found, first)}")
     print(provenance(seed=f"0 to {asked.seeds - 1}", n=[PARTS[name].num_test for name in asked.parts]))
 

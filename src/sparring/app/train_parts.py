@@ -14,11 +14,12 @@ from torch import nn
 from sparring.app.extra import Extra, read_extra
 from sparring.app.settings import TrainingSettings
 from sparring.app.tasks import LoopParts, parts_of_task, refuse_for_task
-from sparring.attacks.around import part_of
+from sparring.attacks.around import part_of, seeking
 from sparring.core.batches import Augment, Batches, draw, hold_out
 from sparring.core.blend import Blended
 from sparring.core.machine import Machine
 from sparring.core.noise import Noise
+from sparring.core.objectives import margin
 from sparring.core.registry import Named, named, text_of
 from sparring.core.types import take
 from sparring.evaluation.measure import measure
@@ -29,7 +30,7 @@ from sparring.threats.inputs import check_inputs
 from sparring.training.guard import field_of
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
-from sparring.training.watch import Switched, on_margin, watch
+from sparring.training.watch import Switched, watch
 from sparring.training.weights import awp
 
 
@@ -92,7 +93,9 @@ def make_recipe(job: Job) -> Any:
             raise ValueError(
                 f"guard {job.settings.guard}: the recipe {job.recipe.name} attacks nothing; leave guard out"
             )
-        other = _around(job, on_margin(job.modality.named_recipe("pgd-at")(job.threat)))
+        other = job.modality.named_recipe("pgd-at")(job.threat)
+        # the margin has a gradient where the cross-entropy has none left
+        other = _around(job, replace(other, attack=seeking(other.attack, margin)))
     return _around(job, made) if other is None else Switched(recipe=_around(job, made), other=other)
 
 

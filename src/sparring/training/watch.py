@@ -6,7 +6,7 @@ It looks at held-out training examples. Shapes: N examples, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,13 +51,6 @@ class Switched:
         return (self.other if self.use_other else self.recipe)(model, x, y, noise=noise)
 
 
-def on_margin(recipe: Any) -> Any:
-    """The recipe with an attack that climbs the margin, which has a gradient where the cross-entropy has none left; one
-    whose attack is made of others stays as it is."""
-    attack = recipe.attack
-    return replace(recipe, attack=replace(attack, objective=margin)) if isinstance(attack, Attack) else recipe
-
-
 def look(model: nn.Module, x: Inputs, y: Tensor, threat: ThreatModel) -> dict[str, float]:
     """What a network does with N examples, in eval mode; the model and the global generators stay as they were.
 
@@ -97,13 +90,13 @@ class Watch:
     """Sees six kinds of collapse on held-out training examples (x, y), goes back to the last sound look, and reacts.
 
     divergence: a loss or gradient is not finite, or the clean loss is over 2 log K and clean accuracy fell by 20
-    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running (2 where more
-    than half of the examples have no gradient); until then nothing else is said. dying: no gradient on more than half.
-    catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they did, or less
-    than 0.6 of what one does in 3 looks running. masking: random noise and a smoothed backward pass leave `gap` less
-    than the gradient. overfitting: the mean of five looks under ten steps is `drop` below its best. `reactions` says by
-    kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad is no place to go back to. One
-    look costs 26 forward and 22 backward passes an example.
+    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running, in 2 where
+    most examples have no gradient; until then nothing else is said. dying: more than half of the examples have no
+    gradient at all. catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they
+    did, or less than 0.6 of what one does in 3 looks running. masking: what random noise and a smoothed backward pass
+    leave, and what the gradient leaves, lie `gap` apart. overfitting: the mean of five looks is `drop` below its best.
+    `reactions` says by kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad is no place
+    to go back to. One look costs 26 forward and 22 backward passes an example.
 
     Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
     Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
@@ -124,22 +117,26 @@ class Watch:
         if state.trouble:
             return self._react(state, "divergence", state.trouble)
         now = look(state.model, self.x, self.y, self.threat)
-        best = notes.setdefault("best", {"clean": 0.0, "multi_step": 0.0, "mean": 0.0})
-        kind, sentence = self._seen(now, best, notes)
+        robust = min(now["multi_step"], now["unmasked"])
+        best = notes.setdefault("best", {"clean": 0.0, "robust": 0.0, "mean": 0.0})
+        many = state.options.get("use_other")  # the attack that is trained on climbs the margin already
+        done = {kind for kind in ("dying", "masking") if many and self.reactions[kind] == "multi-step"}
+        kind, sentence = self._seen(now, best, notes, done)
         if kind and self.reactions[kind] != "off":
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
-        for name in ("clean", "multi_step"):
-            best[name] = max(best[name], now[name])
+        best["clean"], best["robust"] = max(best["clean"], now["clean"]), max(best["robust"], robust)
         if len(notes["recent"]) == 5:
             best["mean"] = max(best["mean"], sum(notes["recent"]) / 5)
-        doubtful = notes["single"] or now["largest"] > self.constant / 2 or now["flat"] > 0.25
+        doubtful = notes["single"] or now["largest"] > self.constant / 2 or (now["flat"] > 0.25 and "dying" not in done)
         return Wait() if doubtful else None
 
-    def _seen(self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any]) -> tuple[str, str]:
+    def _seen(
+        self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str]
+    ) -> tuple[str, str]:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
-        notes["recent"] = [*notes.get("recent", []), now["multi_step"]][-5:]
+        notes["recent"] = [*notes.get("recent", []), min(now["multi_step"], now["unmasked"])][-5:]
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
         mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
         notes["single"] = notes.get("single", 0) + 1 if apart and many < 0.6 * one else 0
@@ -149,16 +146,16 @@ class Watch:
         if notes["constant"]:
             said = f"one answer is given {now['largest']:.1%} more often than its class occurs"
             return ("constant", said) if notes["constant"] >= (2 if now["flat"] > 0.5 else 5) else ("", "")
-        if now["flat"] > 0.5:
+        if now["flat"] > 0.5 and "dying" not in done:
             return "dying", f"{now['flat']:.1%} of the held-out examples have no gradient"
-        if notes["single"] >= 3 or (apart and many < best["multi_step"] - 0.05):
+        if notes["single"] >= 3 or (apart and many < best["robust"] - 0.05):
             return "catastrophic", (
-                f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['multi_step']:.1%} did before"
+                f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['robust']:.1%} did before"
             )
-        if many - open_ > self.gap:
+        if abs(many - open_) > self.gap and "masking" not in done:
             return "masking", f"{many:.1%} stand the gradient, and {open_:.1%} what does not trust it"
         if len(notes["recent"]) == 5 and mean < best["mean"] - self.drop:
-            return "overfitting", f"{mean:.1%} stand ten steps over the last five looks, at best {best['mean']:.1%} did"
+            return "overfitting", f"{mean:.1%} stand over the last five looks, at best {best['mean']:.1%} did"
         return "", ""
 
     def _react(self, state: TrainingState, kind: str, sentence: str) -> Rollback | Stop:
@@ -181,7 +178,7 @@ class Watch:
 
 
 REACTIONS: dict[str, Reaction] = {
-    "divergence": "slower", "constant": "ramp", "dying": "slower", "catastrophic": "multi-step",
+    "divergence": "slower", "constant": "ramp", "dying": "multi-step", "catastrophic": "multi-step",
     "masking": "multi-step", "overfitting": "stop",
 }  # fmt: skip
 _WORDS = {
@@ -192,8 +189,9 @@ _WORDS = {
 
 def watch(
     threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.04,
-    num_rollbacks: int = 4, divergence: Reaction = "slower", constant: Reaction = "ramp", dying: Reaction = "slower",
-    catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step", overfitting: Reaction = "stop",
+    num_rollbacks: int = 4, divergence: Reaction = "slower", constant: Reaction = "ramp",
+    dying: Reaction = "multi-step", catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step",
+    overfitting: Reaction = "stop",
 ) -> Watch:  # fmt: skip
     """Sees six kinds of collapse, goes back and reacts; see `Watch`. ValueError for numbers out of range."""
     if every < 1 or num_rollbacks < 0 or not 0 < gap < 1 or not 0 < drop < 1:
