@@ -94,8 +94,8 @@ FAULTS: dict[str, Fault] = {
         {"recipe": "fgsm", "options": {}},
     ),
     "overfitting": Fault(
-        "a constant rate, four times as long", {"num": 1000, "noise": 0.4, "steps": 150, "every": 20},
-        {"schedule": "constant", "steps": 600},
+        "a constant rate, more than three times as long", {"num": 200, "noise": 0.4, "steps": 150, "every": 20},
+        {"schedule": "constant", "steps": 500},
     ),
     "constant": Fault("the whole radius at once", {"radius": 0.2}, {"ramp": 0.0}),
     "divergence": Fault("SGD; the rate 100 times as large after two fifths of the steps",

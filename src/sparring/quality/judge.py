@@ -91,8 +91,8 @@ def judge_with_controls(
     rows = {name: reference.judge(x) for name, x in sets.items()}
     usual = float(nearest(real, x_train)[0].mean())
     distance, which = nearest(fake, x_train)
-    rows["generated"] = _with_ratio(rows["generated"], float(distance.mean()) / usual)
-    rows["repeated"] = _with_ratio(rows["repeated"], float(nearest(few, x_train)[0].mean()) / usual)
+    for name, apart in (("generated", distance), ("repeated", nearest(few, x_train)[0])):
+        rows[name] = dataclasses.replace(rows[name], nearest_ratio=float(apart.mean()) / usual)
     findings = complaints_about(rows, extractor)
     closest = distance.argsort()[:10]
     return {
@@ -129,7 +129,3 @@ def complaints_about(rows: Mapping[str, Quality], extractor: Extractor) -> list[
 def _drawn(x: Tensor, num: int, purpose: str, seed: int) -> Tensor:
     order = Noise.make(seed, purpose, torch.arange(len(x))).uniform((1,))[:, 0].argsort(stable=True)
     return x[order[:num]]
-
-
-def _with_ratio(row: Quality, ratio: float) -> Quality:
-    return dataclasses.replace(row, nearest_ratio=ratio)
