@@ -134,6 +134,17 @@ def test_half_as_bad_is_no_place_to_go_back_to(monkeypatch: pytest.MonkeyPatch, 
     assert isinstance(watch(Linf(0.1), X, Y)(state), Wait)
 
 
+def test_overfitting_goes_back_to_where_it_was_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
+    guard, verdicts = watch(Linf(0.1), X, Y), list[Any]()
+    for value in (0.58,) * 5 + (0.5, 0.5, 0.5):
+        now = SOUND | {"one_step": 0.6, "multi_step": value, "unmasked": value}
+        monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
+        verdicts.append(guard(state))
+    assert [type(verdict) for verdict in verdicts[5:]] == [type(None), Wait, Rollback]
+    assert verdicts[-1].rate_factor == 0.25 and "53.2% stand over the last five looks" in verdicts[-1].reason
+
+
 def test_each_further_way_back_slows_the_run_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | {"flat": 0.9})
     found: dict[str, list[float]] = {"slower": [], "ramp": []}

@@ -126,10 +126,12 @@ class Watch:
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
         best["clean"], best["robust"] = max(best["clean"], now["clean"]), max(best["robust"], robust)
+        mean = sum(notes["recent"]) / 5
         if len(notes["recent"]) == 5:
-            best["mean"] = max(best["mean"], sum(notes["recent"]) / 5)
+            best["mean"] = max(best["mean"], mean)
         doubtful = notes["single"] or now["largest"] > self.constant / 2 or (now["flat"] > 0.25 and "dying" not in done)
-        return Wait() if doubtful else None
+        lower = len(notes["recent"]) == 5 and mean < best["mean"] - self.drop / 2
+        return Wait() if doubtful or lower else None
 
     def _seen(
         self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str]
@@ -179,7 +181,7 @@ class Watch:
 
 REACTIONS: dict[str, Reaction] = {
     "divergence": "slower", "constant": "ramp", "dying": "multi-step", "catastrophic": "multi-step",
-    "masking": "multi-step", "overfitting": "stop",
+    "masking": "multi-step", "overfitting": "slower",
 }  # fmt: skip
 _WORDS = {
     "divergence": "Divergence", "constant": "A constant answer", "dying": "A dying attack",
@@ -191,7 +193,7 @@ def watch(
     threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.04,
     num_rollbacks: int = 4, divergence: Reaction = "slower", constant: Reaction = "ramp",
     dying: Reaction = "multi-step", catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step",
-    overfitting: Reaction = "stop",
+    overfitting: Reaction = "slower",
 ) -> Watch:  # fmt: skip
     """Sees six kinds of collapse, goes back and reacts; see `Watch`. ValueError for numbers out of range."""
     if every < 1 or num_rollbacks < 0 or not 0 < gap < 1 or not 0 < drop < 1:
