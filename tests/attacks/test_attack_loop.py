@@ -592,7 +592,8 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(v.all())
 
 
-ASKS_WHO_STANDS = ("apgd-t", "fab", "fab-t", "square")  # a wait per target or query saves the passes of what fell
+# a wait per step, target or query saves the passes of what fell
+ASKS_WHO_STANDS = ("pgd-first_fooled", "apgd-t", "fab", "fab-t", "square")
 
 
 @pytest.mark.parametrize("name", [n for n in ATTACKS if "restarts" not in n and n not in ASKS_WHO_STANDS])
@@ -818,3 +819,28 @@ def test_channels_stay_last_in_all_that_the_model_sees(name: str, kind: str) -> 
     there = attack(look, x.to(memory_format=torch.channels_last), y)
     assert all(shown) and len(shown) >= 2
     torch.testing.assert_close(there.z, attack(model, x, y).z)
+
+
+# What is fooled leaves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [partial(pgd, num_steps=8), partial(mi_fgsm, num_steps=8)])
+def test_what_is_fooled_leaves_the_batch_and_what_stands_climbs_as_before(make: Callable[..., Attack]) -> None:
+    """Per example: the looks until one after the first that reaches the goal, and the better of these two."""
+    model, y = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4))).double(), torch.arange(40) % 4
+    x, threat = rand(40, 3, 2, 2, seed=3), Linf(torch.linspace(0, 0.4, 40))
+    whole, early = (make(threat, keep=keep)(model, x, y) for keep in ("fooled_first", "first_fooled"))
+    assert whole.reached is not None and early.reached is not None and early.loss is not None
+    assert 0 < int(whole.reached.sum()) < 40 and torch.equal(whole.reached, early.reached)
+    stands = ~whole.reached
+    torch.testing.assert_close(early.z[stands], whole.z[stands], rtol=0, atol=1e-12)
+    looks = 0
+    for row in range(40):
+        part, noise = take(threat, torch.tensor([row])), Noise.make(0, "attack", torch.tensor([row]))
+        reached = []
+        for n in range(9):
+            attack = replace(make(part), num_steps=n, keep="last")
+            x_adv = attack(model, x[row : row + 1], y[row : row + 1], noise=noise).x_adv
+            reached.append(bool(model(x_adv).argmax(1) != y[row]))
+        looks += min(reached.index(True) + 2, 9) if True in reached else 9
+    assert early.cost.forwards == looks < whole.cost.forwards
