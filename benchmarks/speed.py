@@ -124,7 +124,10 @@ def in_turns(runs: dict[str, Callable[[], Any]], rounds: int, minutes: float, se
 def verdict(args: argparse.Namespace) -> None:
     data = load_data("mnist")
     x, y = scale(data.x_train[:6_000]), data.y_train[:6_000]
-    plain, hard = trained(standard(), x, y, 2, args.seed), trained(pgd_at(Linf(0.15), num_steps=3, step=0.5), x, y, 3, args.seed)
+    plain, hard = (
+        trained(standard(), x, y, 2, args.seed),
+        trained(pgd_at(Linf(0.15), num_steps=3, step=0.5), x, y, 3, args.seed),
+    )
     cases = {"standard": (plain, 0.2)}
     for name, share in (("half-robust", 0.5), ("robust", 0.9)):
         cases[name] = (hard, radius_for(hard, x[:200], y[:200], share))
