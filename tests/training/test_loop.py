@@ -428,13 +428,14 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("averaging", [None, 0.9])
-def test_no_step_waits_for_the_device(averaging: float | None) -> None:
+@pytest.mark.parametrize(("averaging", "fast"), [(None, False), (0.9, False), (None, True)])
+def test_no_step_waits_for_the_device(averaging: float | None, fast: bool) -> None:
+    machine = Machine(torch.device("cpu"), bf16=fast, folded=fast)
     model, seen, recipe = network(), [], pgd_at(Linf(0.1), num_steps=2)
     with Reads() as reads:
         train(
             model, PLAIN, recipe, sgd(model), num_epochs=2, averaging=averaging, schedule=Cosine(),
-            observe=lambda state: seen.append(reads.count),
+            observe=lambda state: seen.append(reads.count), machine=machine,
         )  # fmt: skip
         assert seen[0] < 10, "the first batch is looked at, and every hundredth"
         assert seen[0] == seen[1] == seen[2] and seen[3] == seen[4] == seen[5]

@@ -125,8 +125,11 @@ class _Trial:
         return seconds
 
     def fastest(self, num: int) -> float:
-        """The seconds of the faster of two steps: the first may still make ready."""
-        return min(self.step(num) for _ in range(2))
+        """The seconds of the fastest of 2 to 10 steps: the first may still make ready, and others use the machine."""
+        found = [self.step(num), self.step(num)]
+        while len(found) < 10 and sum(found) < 0.2:
+            found.append(self.step(num))
+        return min(found)
 
     def race(self, other: _Trial, num: int) -> float:
         """How many times as fast the other is: the median over rounds in which both take a step, at least 5."""
