@@ -1,7 +1,7 @@
 """Does the guard see a collapse, take it back, and leave healthy training alone?
 
     python benchmarks/collapse.py healthy --out FOLDER     ten healthy runs on digits: an alarm here is a false one
-    python benchmarks/collapse.py provoked --out FOLDER    six ruined runs, each healthy, left alone and guarded
+    python benchmarks/collapse.py provoked --out FOLDER    seven ruined runs, each healthy, left alone and guarded
     python benchmarks/collapse.py plots --out FOLDER       draws what `provoked` wrote, as docs/pictures/collapse-*.svg
 
 healthy prints a line for each run: name, rollbacks and why, how it ended, held-out robust accuracy of the best and of
@@ -101,6 +101,8 @@ FAULTS: dict[str, Fault] = {
     "divergence": Fault("SGD; the rate 100 times as large after two fifths of the steps",
                         {"optimizer": "sgd", "rate": 0.02}, {"jump": 100.0}),
     "constant-by-the-rate": Fault("a rate 250 times too large", {}, {"rate": 0.5}),
+    "dying": Fault("digits; a rate 100 times too large", {"data": "digits", "num": 1100, "rate": 5e-3,
+                   "schedule": "constant", "steps": 200, "every": 5}, {"rate": 0.5}),
     "masking": Fault("logits times 10,000", {}, {"scale": 1e4}),
 }  # fmt: skip
 
