@@ -196,7 +196,7 @@ def nets() -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     wide = F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous()
     names = ("cnn-mnist", "cnn-mnist-wide")
     found = {name: (build(name, (1, 28, 28), 10, 0), x, y) for name in names}
-    return {**found, "resnet-small": (build("resnet-small", (3, 32, 32), 10, 0), wide[:32].clone(), y[:32])}
+    return {**found, "resnet-small": (build("resnet-small", (3, 32, 32), 10, 0), wide[:16].clone(), y[:16])}
 
 
 def step(args: argparse.Namespace) -> None:
