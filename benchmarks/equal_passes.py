@@ -1,0 +1,115 @@
+"""Recipes and their parts at equal sample passes: what does each buy on MNIST (Linf 0.3) or CIFAR-10 (Linf 8/255)?
+
+A pass is one forward or one backward of one example; what costs more a step gets fewer epochs. The best epoch is
+chosen by the run's own validation. Judged by the plan `--plan` on `--num` test images, or with `--choose` on so many of
+the held-out training images (which chose the epoch, too, alike for all): settings are to be chosen there.
+python benchmarks/equal_passes.py mnist --passes 4e6 --choose --out FOLDER
+A finished run is kept as a line of FOLDER/found.jsonl and not trained again; one that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import Lines, percent, provenance, table
+from sparring import measure
+from sparring.app.settings import TrainingSettings
+from sparring.app.train_parts import split_data
+from sparring.app.train_run import resume_run, start_run
+from sparring.attacks.plans import make_plan
+from sparring.core.batches import Batches
+from sparring.modalities import load_data
+from sparring.modalities.images import build, scale
+from sparring.results.statistics import mcnemar, wilson
+from sparring.threats import make_threat
+
+THREATS = {"mnist": "linf:0.3", "cifar10": "linf:8/255"}
+ARMS: dict[str, tuple[dict[str, Any], int]] = {
+    "pgd-at": ({"recipe": "pgd-at"}, 22),
+    "pgd-at, 5 steps": ({"recipe": "pgd-at:num_steps=5,step=0.4"}, 12),
+    "pgd-at, slope 30": ({"recipe": "pgd-at:slope=30"}, 22),
+    "pgd-at, slope 100": ({"recipe": "pgd-at:slope=100"}, 22),
+    "pgd-at, averaged": ({"recipe": "pgd-at", "averaging": 0.999}, 22),
+    "pgd-at, awp 0.005": ({"recipe": "pgd-at", "awp": 0.005}, 24),
+    "pgd-at, radius grows": ({"recipe": "pgd-at", "radius_ramp": 0.5}, 22),
+    "trades, beta 1": ({"recipe": "trades:beta=1"}, 25),
+    "fgsm-rs": ({"recipe": "fgsm-rs"}, 4),
+    "n-fgsm": ({"recipe": "n-fgsm"}, 4),
+    "n-fgsm, guarded": ({"recipe": "n-fgsm", "guard": "watch:every=200"}, 4),
+    "free": ({"recipe": "free"}, 16),
+}
+"""Settings, and passes of an example in an epoch. A guard's own looks, some 5 % more, are not counted."""
+
+
+def trained(arm: str, seed: int, args: argparse.Namespace) -> tuple[TrainingSettings, Any]:
+    """The settings and the result of a run; one that was killed goes on from where it was."""
+    given, passes = ARMS[arm]
+    num = len(load_data(args.data).y_train) - 1000
+    epochs = max(1, round(args.passes / (num * passes)))
+    shared = {"data": args.data, "threat": THREATS[args.data], "model": args.model, "seed": seed, "speed": args.speed}
+    folder = args.out / f"{arm}-{args.passes:g}-{seed}".replace(" ", "-").replace(",", "")
+    settings = TrainingSettings(**shared, epochs=epochs, **given)
+    return settings, resume_run(folder) if (folder / "config.json").exists() else start_run(settings, folder)
+
+
+def judged(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What stands of the run's best epoch."""
+    settings, result = trained(arm, seed, args)
+    data, threat = load_data(args.data), make_threat(THREATS[args.data])
+    x, y = split_data(settings, data)[1] if args.choose else (data.x_test, data.y_test)
+    model = build(args.model, tuple(data.shape), data.num_classes, seed)
+    model.load_state_dict(result.best)
+    started = time.process_time()
+    found = measure(
+        model, Batches(x[: args.num], y[: args.num], 250, prepare=scale), threat, make_plan(args.plan, threat),
+        seed=seed, curve=(),
+    )  # fmt: skip
+    return {
+        "epochs": settings.epochs, "seconds": result.seconds, "judging": time.process_time() - started,
+        "clean": found.table["correct"].int().tolist(), "robust": found.table["robust"].int().tolist(),
+        "scores": [line["robust_accuracy"] for line in result.history], "rollbacks": result.rollbacks,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=list(THREATS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="cnn-mnist")
+    parser.add_argument("--passes", type=float, default=4e6)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--num", type=int, default=500)
+    parser.add_argument("--plan", default="fast")
+    parser.add_argument("--speed", default="plain")
+    parser.add_argument("--choose", action="store_true")
+    args = parser.parse_args()
+    lines, rows, base = Lines(args.out / "found.jsonl"), [], torch.zeros(0)
+    names = ("data", "model", "passes", "num", "plan", "speed", "choose")
+    for arm in args.arms:
+        found = []
+        for seed in range(args.seeds):
+            key = {**{name: getattr(args, name) for name in names}, "arm": arm, "seed": seed}
+            record = lines.find(**key) or lines.add({**key, **judged(arm, seed, args)})
+            print(arm, seed, record["epochs"], sum(record["clean"]), sum(record["robust"]), flush=True)
+            found.append(record)
+        robust = torch.tensor([r["robust"] for r in found])
+        base = robust if arm == args.arms[0] else base
+        test = mcnemar(base.flatten() > 0, robust.flatten() > 0)
+        around = wilson(int(robust.sum()), robust.numel())
+        rows.append([
+            arm, found[0]["epochs"], " ".join(percent(sum(r["clean"]) / args.num) for r in found),
+            " ".join(percent(sum(r["robust"]) / args.num) for r in found),
+            f"{percent(around.low)} to {percent(around.high)}", f"{test.only_b}, {test.only_a}, {test.p_value:.2g}",
+        ])  # fmt: skip
+    head = ["recipe", "epochs", "clean, by seed", "robust, by seed", "95 %", f"only it, only {args.arms[0]}, p"]
+    print("\n" + table(head, rows) + "\n\n" + provenance(seed=f"0 to {args.seeds - 1}", n=args.num))
+
+
+if __name__ == "__main__":
+    main()
