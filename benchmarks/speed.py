@@ -84,7 +84,7 @@ def by_art(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 VERDICTS: dict[str, Verdict] = {
-    "sparring, keep=first_fooled": ours("first_fooled"), "sparring, keep=fooled_first": ours("fooled_first"),
+    "sparring, keep=drop_fooled": ours("drop_fooled"), "sparring, keep=fooled_first": ours("fooled_first"),
     "torchattacks": by_torchattacks, "foolbox": by_foolbox, "adversarial-robustness-toolbox": by_art,
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ def radius_for(model: nn.Module, x: Tensor, y: Tensor, share: float) -> float:
     low, high = 0.0, 0.5
     for _ in range(6):
         middle = (low + high) / 2
-        stands = ours("first_fooled")(model, x, y, middle).float().mean().item()
+        stands = ours("drop_fooled")(model, x, y, middle).float().mean().item()
         low, high = (middle, high) if stands > share else (low, middle)
     return round((low + high) / 2, 3)
 

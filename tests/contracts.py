@@ -101,7 +101,7 @@ def _attacks() -> dict[str, Callable[[Any], Attacker]]:
         steps = {} if name == "fgsm" else {"num_steps": 3}
         options = {"objective": OBJECTIVES[objective], "wanted": WANTED[wanted], **steps}
         table[f"{name}-{objective}-{wanted}"] = entry(name, **options)
-    for keep in ("first_fooled", "highest_loss", "smallest_fooling", "last"):
+    for keep in ("drop_fooled", "highest_loss", "smallest_fooling", "last"):
         table[f"pgd-{keep}"] = entry("pgd", num_steps=3, keep=keep)
     table["pgd-restarts"] = entry("pgd", num_steps=2, restarts=3)
     for name in NAMED:

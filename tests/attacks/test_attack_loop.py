@@ -593,7 +593,7 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # a wait per step, target or query saves the passes of what fell
-ASKS_WHO_STANDS = ("pgd-first_fooled", "apgd-t", "fab", "fab-t", "square")
+ASKS_WHO_STANDS = ("pgd-drop_fooled", "apgd-t", "fab", "fab-t", "square")
 
 
 @pytest.mark.parametrize("name", [n for n in ATTACKS if "restarts" not in n and n not in ASKS_WHO_STANDS])
@@ -726,7 +726,7 @@ def test_logits_are_taken_out_of_an_output(network: nn.Module, images: Tensor) -
 
 @pytest.mark.parametrize("threat", [0.1, "linf:0.1", None])
 def test_what_is_no_threat_model_is_refused(threat: Any) -> None:
-    with pytest.raises(TypeError, match=r"threat model, such as Linf\(8 / 255\) or make_threat"):
+    with pytest.raises(TypeError, match=r"expected a threat model, such as Linf\(8 / 255\)"):
         pgd(threat)
 
 
@@ -829,7 +829,7 @@ def test_what_is_fooled_leaves_the_batch_and_what_stands_climbs_as_before(make: 
     """Per example: the looks until one after the first that reaches the goal, and the better of these two."""
     model, y = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4))).double(), torch.arange(40) % 4
     x, threat = rand(40, 3, 2, 2, seed=3), Linf(torch.linspace(0, 0.4, 40))
-    whole, early = (make(threat, keep=keep)(model, x, y) for keep in ("fooled_first", "first_fooled"))
+    whole, early = (make(threat, keep=keep)(model, x, y) for keep in ("fooled_first", "drop_fooled"))
     assert whole.reached is not None and early.reached is not None and early.loss is not None
     assert 0 < int(whole.reached.sum()) < 40 and torch.equal(whole.reached, early.reached)
     stands = ~whole.reached

@@ -213,7 +213,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "p": st.floats(1e-6, 1),
     "rescale": st.booleans(),
     "nearest": st.booleans(),
-    "keep": st.sampled_from(["fooled_first", "first_fooled", "highest_loss", "smallest_fooling", "last"]),
+    "keep": st.sampled_from(["fooled_first", "drop_fooled", "highest_loss", "smallest_fooling", "last"]),
 }
 
 

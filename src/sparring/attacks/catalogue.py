@@ -75,8 +75,7 @@ def pgd(
 
 def mi_fgsm(
     threat: ThreatModel, *, num_steps: int = 10, step: float = 0.1, absolute_step: float | None = None,
-    momentum: float = 1.0,
-    objective: Objective = cross_entropy, wanted: Wanted = None, keep: Keep = "fooled_first",
+    momentum: float = 1.0, objective: Objective = cross_entropy, wanted: Wanted = None, keep: Keep = "fooled_first",
 ) -> Attacker:  # fmt: skip
     """BIM along a running sum of normalised gradients.
 
@@ -118,14 +117,9 @@ def frank_wolfe(
 
 
 CATALOGUE: dict[str, Callable[..., Attacker]] = {
-    "gradient-ascent": gradient_ascent,
-    "fgsm": fgsm,
-    "bim": bim,
-    "pgd": pgd,
-    "mi-fgsm": mi_fgsm,
-    "slide": slide,
+    "gradient-ascent": gradient_ascent, "fgsm": fgsm, "bim": bim, "pgd": pgd, "mi-fgsm": mi_fgsm, "slide": slide,
     "frank-wolfe": frank_wolfe,
-}
+}  # fmt: skip
 
 
 def _compose(
