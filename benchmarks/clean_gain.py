@@ -50,7 +50,7 @@ def arms(sizes: dict[str, float]) -> dict[str, Arm]:
     }
 
 
-SIZES = {"gaussian": (0.1, 0.2, 0.3), "pgd-at": (0.03, 0.06, 0.1), "advprop": (0.03, 0.06, 0.1), "vat": (1.0, 2.0, 3.0)}
+SIZES = {"gaussian": (0.1, 0.2, 0.3), "pgd-at": (0.03, 0.06, 0.1), "advprop": (0.03, 0.06, 0.1), "vat": (0.1, 0.3, 1.0)}
 
 
 def split(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=3e5, help="sample passes of a run")
     parser.add_argument("--model", default="cnn-patches:patch=4,width=32,num_blocks=1")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sizes", type=float, nargs=4, default=(0.2, 0.06, 0.06, 2.0), metavar=tuple(SIZES))
+    parser.add_argument("--sizes", type=float, nargs=4, default=(0.1, 0.06, 0.06, 0.1), metavar=tuple(SIZES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines, key = Lines(args.out), {"budget": args.budget, "model": args.model, "choosing": args.choose}

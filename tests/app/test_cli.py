@@ -217,7 +217,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "absent device": (f"{TRAIN} --device mps", ("'mps' is not available", "cpu")),
     "absent device, evaluate": (f"{RUN} --device mps", ("'mps' is not available", "cpu")),
     # settings
-    "unknown setting": (f"{TRAIN} --set speed=3", ("'speed' is unknown", "learning_rate")),
+    "unknown setting": (f"{TRAIN} --set velocity=3", ("'velocity' is unknown", "learning_rate")),
     "setting of wrong type": (f"{TRAIN} --set learning_rate=fast", ("learning_rate", "float", "'fast'")),
     "setting of wrong type, int": (f"{TRAIN} --set batch_size=1.5", ("batch_size", "int", "1.5")),
     "setting without =": (f"{TRAIN} --set crop", ("KEY=VALUE", "'crop'")),

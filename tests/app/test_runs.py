@@ -91,7 +91,7 @@ def test_a_run_leaves_these_files(finished: Path) -> None:
 
 def test_the_config_is_complete(data: str, finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
-    assert set(config) == {"schema", "settings", "kind", "given", "class_names", "kept"}
+    assert set(config) == {"schema", "settings", "kind", "given", "class_names", "kept", "speed"}
     assert config["given"] == {"shape": [5], "num_classes": 3} and len(config["class_names"]) == 3
     assert config["schema"] == "sparring.run/2" and config["kind"] == "images"
     unset = [name for name, value in config["settings"].items() if value is None]
