@@ -22,6 +22,7 @@ from sparring.core.model_state import attack_mode
 from sparring.core.speed import AtSpeed, foldable
 from sparring.modalities.images import build
 from sparring.threats import Linf
+from sparring.training.certified import ibp
 from sparring.training.loop import train
 from sparring.training.recipes import Mixed, pgd_at
 from sparring.training.schedules import Ramp, Ramped
@@ -272,3 +273,10 @@ def test_measured_in_a_run_and_validated_as_built(settings: TrainingSettings, tm
     assert isinstance(recipe, Mixed)
     train(model, [(X, Y)], recipe, adam(model), num_epochs=1, validate=validate, machine=FAST)
     assert seen == [(False, False)]
+
+
+def test_bounds_which_look_at_the_layers_themselves_are_left_as_they_are() -> None:
+    x, y, model = rand(16, 1, 8, 8, seed=1).float(), Y, build("cnn-small", (1, 8, 8), 3, seed=0)
+    found = find_speed(model, [(x, y)], ibp(Linf(0.1)), adam(model), CPU, num_steps=100)
+    assert not found.machine.bf16 and not found.machine.compiled
+    assert "no bf16: the recipe does not call the model as a whole" in found.sentence
