@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_vat_learns_from_rows_without_a_label_by_their_disagreement_alone() -> N
     whole = recipe(model, X, Y, noise=NOISE) - F.cross_entropy(model(X), Y)
     torch.testing.assert_close(loss, F.cross_entropy(model(X[known]), y[known]) + whole, rtol=1e-9, atol=1e-12)
     assert recipe(model, X, torch.full_like(y, -1), noise=NOISE).isfinite()
+
+
+def test_vat_weights_classes_among_known_rows_and_takes_probabilities() -> None:
+    model, y, weights = normed().eval(), torch.tensor([0, -1, 2, -1, 1, 2]), [1.0, 2.0, 5.0]
+    recipe, known = vat(L2(0.2, low=None, high=None)), torch.tensor([0, 2, 4, 5])
+    disagreement = recipe(model, X, torch.full_like(y, -1), noise=NOISE)
+    theirs = F.cross_entropy(model(X[known]), y[known], torch.tensor(weights).double())
+    ours = replace(recipe, class_weights=weights)(model, X, y, noise=NOISE) - disagreement
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    soft = torch.full((6, 3), 0.1).double()
+    soft[:, 0] = 0.8
+    ours = recipe(model, X, soft, noise=NOISE) - disagreement
+    torch.testing.assert_close(ours, F.cross_entropy(model(X), soft), rtol=1e-9, atol=1e-12)
 
 
 def test_noise_has_the_size_asked_for_and_is_drawn_by_example() -> None:

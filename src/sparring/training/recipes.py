@@ -180,7 +180,7 @@ def pgd_at(
     """
     attack = Attack(threat=threat, rule=Ascent(step), num_steps=num_steps, keep="last")
     return Mixed(
-        attack=SmoothBackward(attack, slope) if slope else attack, label_smoothing=label_smoothing,
+        attack=attack if slope is None else SmoothBackward(attack, slope), label_smoothing=label_smoothing,
         craft_mode=craft_mode, train_on=train_on, class_weights=class_weights,
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ class TwoStatistics(Crafting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Virtual(Trades):
+class VirtualAdversarial(Trades):
     """Cross-entropy on rows with a label, plus beta * mean KL(p || softmax model(x_adv)) on all, p = softmax model(x).
 
     A label of -1 is none. p is held: no gradient goes through it.
@@ -56,11 +56,11 @@ class Virtual(Trades):
     def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         logits, attacked = self._logits(model(x), x, y), self._logits(model(x_adv), x, y)
         log_p, log_q = logits.detach().log_softmax(1), attacked.log_softmax(1)
-        losses = F.cross_entropy(logits, y, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="none")
-        weights = torch.ones_like(losses) if self.class_weights is None else losses.new_tensor(self.class_weights)[y]
-        weights = weights * (y >= 0)
-        known = (weights * losses).sum() / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
-        return known + self.beta * (log_p.exp() * (log_p - log_q)).sum(1).mean()
+        known = (y >= 0 if y.ndim == 1 else (y >= 0).all(1)).to(logits)
+        labels = y.clamp_min(0)
+        losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+        share = self._mean(known, labels).clamp_min(torch.finfo(losses.dtype).tiny)
+        return self._mean(known * losses, labels) / share + self.beta * (log_p.exp() * (log_p - log_q)).sum(1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def advprop(
 def vat(
     threat: ThreatModel, *, beta: float = 1.0, num_steps: int = 1, start_scale: float = 0.001,
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval",
-) -> Virtual:  # fmt: skip
+) -> VirtualAdversarial:  # fmt: skip
     """Few labels and many inputs without: the prediction may not change within a small ball around any of them.
 
     Rows without a label have y = -1; `--extra` takes a file without labels for it. Source: Miyato 2018, eq. 6 to 11:
@@ -109,7 +109,7 @@ def vat(
     """
     start = Gaussian(start_scale)
     attack = Attack(threat=threat, rule=Ascent(1.0), num_steps=num_steps, objective=kl, start=start, keep="last")
-    return Virtual(attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode)
+    return VirtualAdversarial(attack=attack, beta=beta, label_smoothing=label_smoothing, craft_mode=craft_mode)
 
 
 def gaussian(threat: ThreatModel | None = None, *, sigma: float = 0.25, label_smoothing: float = 0.0) -> Noisy:
