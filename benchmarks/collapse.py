@@ -125,7 +125,7 @@ class Scaled(nn.Module):
 
 
 class Recorded:
-    """A guard that writes down what another one sees."""
+    """A guard that writes down what another one sees, or would see at the whole radius."""
 
     def __init__(self, guard: watching.Watch) -> None:
         self.guard, self.every, self.seen = guard, guard.every, list[dict[str, float]]()
@@ -141,9 +141,10 @@ class Recorded:
             self.seen[-1]["step"] = state.step
         return verdict
 
-    def looked(self, *given: Any) -> dict[str, float]:
-        self.seen.append(look(*given))
-        return self.seen[-1]
+    def looked(self, model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> dict[str, float]:
+        found, whole = look(model, x, y, threat), self.guard.threat
+        self.seen.append(dict(found) if threat is whole else look(model, x, y, whole))
+        return found
 
 
 look = watching.look

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common import Lines, percent, provenance, table
 from sparring import measure
@@ -23,7 +24,7 @@ from sparring.app.train_parts import split_data
 from sparring.app.train_run import resume_run, start_run
 from sparring.attacks.plans import make_plan
 from sparring.core.batches import Batches
-from sparring.modalities import load_data
+from sparring.modalities import find_data, load_data
 from sparring.modalities.images import build, scale
 from sparring.results.statistics import mcnemar, wilson
 from sparring.threats import make_threat
@@ -31,19 +32,36 @@ from sparring.threats import make_threat
 THREATS = {"mnist": "linf:0.3", "cifar10": "linf:8/255"}
 ARMS: dict[str, tuple[dict[str, Any], int]] = {
     "pgd-at": ({"recipe": "pgd-at"}, 22),
-    "pgd-at, 5 steps": ({"recipe": "pgd-at:num_steps=5,step=0.4"}, 12),
-    "pgd-at, slope 30": ({"recipe": "pgd-at:slope=30"}, 22),
-    "pgd-at, slope 100": ({"recipe": "pgd-at:slope=100"}, 22),
-    "pgd-at, averaged": ({"recipe": "pgd-at", "averaging": 0.999}, 22),
-    "pgd-at, awp 0.005": ({"recipe": "pgd-at", "awp": 0.005}, 24),
-    "pgd-at, radius grows": ({"recipe": "pgd-at", "radius_ramp": 0.5}, 22),
-    "trades, beta 1": ({"recipe": "trades:beta=1"}, 25),
+    "5 steps": ({"recipe": "pgd-at:num_steps=5,step=0.4"}, 12),
+    "3 steps": ({"recipe": "pgd-at:num_steps=3,step=0.5"}, 8),
+    "5 steps, slope 100": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=100"}, 12),
+    "5 steps, slope 30": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=30"}, 12),
+    "5 steps, averaged": ({"recipe": "pgd-at:num_steps=5,step=0.4", "averaging": 0.999}, 12),
+    "5 steps, awp": ({"recipe": "pgd-at:num_steps=5,step=0.4", "awp": 0.005}, 14),
+    "5 steps, slower ramp": ({"recipe": "pgd-at:num_steps=5,step=0.4", "radius_ramp": 0.5}, 12),
+    "5 steps, silu": ({"recipe": "pgd-at:num_steps=5,step=0.4", "model": f"{__file__}:smooth"}, 12),
+    "5 steps, rate 0.005": ({"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3}, 12),
+    "5 steps, rate 0.01": ({"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 1e-2}, 12),
+    "3 steps, rate 0.005": ({"recipe": "pgd-at:num_steps=3,step=0.5", "learning_rate": 5e-3}, 8),
+    "5 steps, rate 0.005, averaged": (
+        {"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3, "averaging": 0.999}, 12,
+    ),
+    "5 steps, rate 0.005, slope 100": (
+        {"recipe": "pgd-at:num_steps=5,step=0.4,slope=100", "learning_rate": 5e-3}, 12,
+    ),
+    "trades, beta 1, 5 steps": ({"recipe": "trades:beta=1,num_steps=5,step=0.4"}, 15),
     "fgsm-rs": ({"recipe": "fgsm-rs"}, 4),
     "n-fgsm": ({"recipe": "n-fgsm"}, 4),
     "n-fgsm, guarded": ({"recipe": "n-fgsm", "guard": "watch:every=200"}, 4),
     "free": ({"recipe": "free"}, 16),
 }
 """Settings, and passes of an example in an epoch. A guard's own looks, some 5 % more, are not counted."""
+
+
+def smooth(shape: Any, num_classes: int) -> nn.Module:
+    """`cnn-mnist` with SiLU for ReLU."""
+    layers = build("cnn-mnist", shape, num_classes, 0)
+    return nn.Sequential(*(nn.SiLU() if isinstance(layer, nn.ReLU) else layer for layer in layers.children()))
 
 
 def trained(arm: str, seed: int, args: argparse.Namespace) -> tuple[TrainingSettings, Any]:
@@ -53,7 +71,7 @@ def trained(arm: str, seed: int, args: argparse.Namespace) -> tuple[TrainingSett
     epochs = max(1, round(args.passes / (num * passes)))
     shared = {"data": args.data, "threat": THREATS[args.data], "model": args.model, "seed": seed, "speed": args.speed}
     folder = args.out / f"{arm}-{args.passes:g}-{seed}".replace(" ", "-").replace(",", "")
-    settings = TrainingSettings(**shared, epochs=epochs, **given)
+    settings = TrainingSettings(**{**shared, **given}, epochs=epochs)
     return settings, resume_run(folder) if (folder / "config.json").exists() else start_run(settings, folder)
 
 
@@ -62,7 +80,8 @@ def judged(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     settings, result = trained(arm, seed, args)
     data, threat = load_data(args.data), make_threat(THREATS[args.data])
     x, y = split_data(settings, data)[1] if args.choose else (data.x_test, data.y_test)
-    model = build(args.model, tuple(data.shape), data.num_classes, seed)
+    modality = find_data(args.data)[1]
+    model = modality.make_model(str(settings.model), seed, {**data.given, "class_names": data.class_names})
     model.load_state_dict(result.best)
     started = time.process_time()
     found = measure(

@@ -141,8 +141,27 @@ def test_overfitting_goes_back_to_where_it_was_best(monkeypatch: pytest.MonkeyPa
         now = SOUND | {"one_step": 0.6, "multi_step": value, "unmasked": value}
         monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
         verdicts.append(guard(state))
-    assert [type(verdict) for verdict in verdicts[5:]] == [type(None), Wait, Rollback]
+    assert [type(verdict) for verdict in verdicts[5:]] == [Wait, Wait, Rollback]
     assert verdicts[-1].rate_factor == 0.25 and "53.2% stand over the last five looks" in verdicts[-1].reason
+
+
+def test_while_the_radius_grows_it_looks_at_what_is_reached_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that never met the whole radius stands one step of it far better than ten, and is sound."""
+    seen: list[float] = []
+
+    def looked(*given: Any) -> dict[str, float]:
+        seen.append(given[-1].radius)
+        return SOUND | ({"one_step": 0.2, "multi_step": 0.1, "unmasked": 0.1} if seen[-1] == 0.1 else {})
+
+    monkeypatch.setattr("sparring.training.watch.look", looked)
+    guard, recipe = watch(Linf(0.1), X, Y), Ramped(pgd_at(Linf(0.1)), Ramp(0.5))
+    state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, total=100, recipe=recipe)
+    verdicts = []
+    for step in (*range(0, 50, 5), *range(50, 100, 10)):
+        state.step = step
+        verdicts.append(guard(state))
+    assert verdicts == [None] * 15, "robust accuracy that falls because the radius grew is no overfitting"
+    assert seen == pytest.approx([0.01 * number for number in range(10)] + [0.1] * 5)
 
 
 def test_each_further_way_back_slows_the_run_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,14 +178,26 @@ def test_each_further_way_back_slows_the_run_more(monkeypatch: pytest.MonkeyPatc
     assert found == {"slower": [1 / 4, 1 / 16, 1 / 64, 1 / 256], "ramp": [1, 1 / 4, 1 / 16, 1 / 64]}
 
 
-def test_what_many_steps_answer_is_not_answered_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of a network with large logits stays flat when the attack on it climbs the margin."""
-    monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | {"flat": 0.9, "unmasked": 0.3})
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("dying", {"flat": 0.9, "unmasked": 0.3}),
+        ("catastrophic", {"one_step": 0.9, "multi_step": 0.4, "unmasked": 0.4}),
+    ],
+)
+def test_what_many_steps_answer_is_not_answered_again(
+    monkeypatch: pytest.MonkeyPatch, kind: str, change: dict[str, float]
+) -> None:
+    """The loss of a network with large logits stays flat when the attack on it climbs the margin; and one step is no
+    longer what is trained on."""
+    monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | change)
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
-    assert isinstance(watch(Linf(0.1), X, Y)(state), Rollback)
+    state.recipe, guard = Switched(recipe=pgd_at(Linf(0.1)), other=pgd_at(Linf(0.1))), watch(Linf(0.1), X, Y)
+    assert isinstance([guard(state) for _ in range(3)][-1], Rollback)
     state.options = {"use_other": True}
-    assert watch(Linf(0.1), X, Y)(state) is None
-    assert isinstance(watch(Linf(0.1), X, Y, dying="slower")(state), Rollback)
+    assert [guard(state) for _ in range(4)] == [None] * 4
+    slower = watch(Linf(0.1), X, Y, **{kind: "slower"})  # type: ignore[arg-type]
+    assert isinstance([slower(state) for _ in range(3)][-1], Rollback)
 
 
 def test_many_steps_climb_the_margin_of_a_network_whose_loss_is_flat() -> None:

@@ -21,7 +21,7 @@ from sparring.core.noise import Noise
 from sparring.core.speed import AtSpeed
 from sparring.core.types import Inputs, Model, device_of, map_inputs, size
 from sparring.threats.inputs import pair_of
-from sparring.training.guard import Guard, NonFinite, Rollback, Stop, Wait, field_of, first_trouble, with_recipe_options
+from sparring.training.guard import Guard, NonFinite, Rollback, Stop, Wait, field_of, first_trouble
 from sparring.training.recipes import Recipe
 from sparring.training.schedules import Constant, Schedule
 from sparring.training.state import Average, TrainingState, Weights, generators, set_generators
@@ -76,7 +76,7 @@ def train(
     2
     """
     team, fast = _made_ready(model, num_epochs, machine)
-    state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None)
+    state = TrainingState(model, optimizer, Average(model, averaging) if averaging else None, recipe=recipe)
     state.memory, replays = field_of(recipe, "memory", {}), field_of(recipe, "replays", 1)
     state.memory.clear()
     guard, schedule, stopped = guard or NonFinite(), schedule or Constant(), None
@@ -88,8 +88,8 @@ def train(
             model.train()
             for batch in _rest_of_epoch(batches, state, replays):
                 x, y = machine.place(dict(enumerate(pair_of(batch)))).values() if machine else pair_of(batch)
-                current = _at_progress(state, recipe, schedule, rates)
-                _step(state, current, map_inputs(aligned, x), aligned(y), seed, team, fast)
+                _set_rates(state, schedule, rates)
+                _step(state, state.current, map_inputs(aligned, x), aligned(y), seed, team, fast)
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
                 if stopped := _after_step(state, guard, observe, team):
@@ -109,13 +109,10 @@ def train(
     )  # fmt: skip
 
 
-def _at_progress(state: TrainingState, recipe: Recipe, schedule: Schedule, rates: list[float]) -> Recipe:
-    """The recipe as it is at this point of the run; the learning rates are set to theirs."""
-    progress = state.progress
+def _set_rates(state: TrainingState, schedule: Schedule, rates: list[float]) -> None:
+    """The learning rates become those of this point of the run."""
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate * schedule(progress) * state.rate_factor
-    current = with_recipe_options(recipe, state.options)
-    return current.at(progress) if hasattr(current, "at") else current
+        group["lr"] = rate * schedule(state.progress) * state.rate_factor
 
 
 def _after_step(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparring.training.guard import wide
+from sparring.training.guard import wide, with_recipe_options
 
 Weights = dict[str, Tensor]
 
@@ -89,6 +89,7 @@ class TrainingState:
     memory: dict[str, Any] = field(default_factory=dict)
     batch_rng: list[Tensor] = field(default_factory=list)
     ends: bool = False  # the observer has asked for it; not kept
+    recipe: Any = None  # as it was given to the loop; not kept
 
     _PLAIN: ClassVar = (
         "epoch", "batch", "step", "sums", "counts", "seen", "seconds", "history", "best_epoch", "best_score", "best",
@@ -145,6 +146,12 @@ class TrainingState:
     def progress(self) -> float:
         """From 0 to 1: the share of the steps, or of the seconds where those will be over first."""
         return min(1.0, max(self.step / self.total, self.seconds / self.limit))
+
+    @property
+    def current(self) -> Any:
+        """The recipe at this moment of the run, with what guards changed of it."""
+        changed = with_recipe_options(self.recipe, self.options)
+        return changed.at(self.progress) if hasattr(changed, "at") else changed
 
     @property
     def figures(self) -> dict[str, float]:

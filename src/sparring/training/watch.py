@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring.attacks.around import SmoothBackward
+from sparring.attacks.around import SmoothBackward, part_of
 from sparring.attacks.catalogue import fgsm, pgd
 from sparring.attacks.loop import Attack
 from sparring.attacks.starts import Corner
@@ -23,7 +23,7 @@ from sparring.core.noise import Noise
 from sparring.core.objectives import margin
 from sparring.core.types import Inputs, size
 from sparring.threats.base import ThreatModel
-from sparring.training.guard import Rollback, Stop, Wait
+from sparring.training.guard import Rollback, Stop, Wait, field_of
 
 if TYPE_CHECKING:
     from sparring.training.state import TrainingState
@@ -95,8 +95,8 @@ class Watch:
     gradient at all. catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they
     did, or less than 0.6 of what one does in 3 looks running. masking: what random noise and a smoothed backward pass
     leave, and what the gradient leaves, lie `gap` apart. overfitting: the mean of five looks is `drop` below its best.
-    `reactions` says by kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad is no place
-    to go back to. One look costs 26 forward and 22 backward passes an example.
+    `reactions` says by kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad, or
+    below the best mean, is no place to go back to. One look costs 26 forward and 22 backward passes an example.
 
     Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
     Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
@@ -116,12 +116,13 @@ class Watch:
         notes = state.notes
         if state.trouble:
             return self._react(state, "divergence", state.trouble)
-        now = look(state.model, self.x, self.y, self.threat)
-        robust = min(now["multi_step"], now["unmasked"])
+        reach = _reach(state)
+        now = look(state.model, self.x, self.y, self.threat if reach == 1 else self.threat.at(reach))
+        robust = 0.0 if reach < 1 else min(now["multi_step"], now["unmasked"])
         best = notes.setdefault("best", {"clean": 0.0, "robust": 0.0, "mean": 0.0})
-        many = state.options.get("use_other")  # the attack that is trained on climbs the margin already
-        done = {kind for kind in ("dying", "masking") if many and self.reactions[kind] == "multi-step"}
-        kind, sentence = self._seen(now, best, notes, done)
+        many = state.options.get("use_other")  # many steps on the margin are what is trained on already
+        done = {kind for kind, reaction in self.reactions.items() if many and reaction == "multi-step"}
+        kind, sentence = self._seen(now, best, notes, done, reach)
         if kind and self.reactions[kind] != "off":
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
@@ -130,18 +131,21 @@ class Watch:
         if len(notes["recent"]) == 5:
             best["mean"] = max(best["mean"], mean)
         doubtful = notes["single"] or now["largest"] > self.constant / 2 or (now["flat"] > 0.25 and "dying" not in done)
-        lower = len(notes["recent"]) == 5 and mean < best["mean"] - self.drop / 2
+        lower = len(notes["recent"]) == 5 and mean < best["mean"] - 1e-9
         return Wait() if doubtful or lower else None
 
     def _seen(
-        self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str]
+        self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str], reach: float
     ) -> tuple[str, str]:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
-        notes["recent"] = [*notes.get("recent", []), min(now["multi_step"], now["unmasked"])][-5:]
+        notes["recent"] = notes.get("recent", [])
+        if reach == 1:
+            notes["recent"] = [*notes["recent"], min(now["multi_step"], now["unmasked"])][-5:]
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
         mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
-        notes["single"] = notes.get("single", 0) + 1 if apart and many < 0.6 * one else 0
+        single = apart and many < 0.6 * one and "catastrophic" not in done
+        notes["single"] = notes.get("single", 0) + 1 if single else 0
         lost = now["loss"] > 2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
         if lost or not math.isfinite(now["loss"]):
             return "divergence", f"the clean loss is {now['loss']:.2f} and clean accuracy {clean:.1%}"
@@ -150,7 +154,8 @@ class Watch:
             return ("constant", said) if notes["constant"] >= (2 if now["flat"] > 0.5 else 5) else ("", "")
         if now["flat"] > 0.5 and "dying" not in done:
             return "dying", f"{now['flat']:.1%} of the held-out examples have no gradient"
-        if notes["single"] >= 3 or (apart and many < best["robust"] - 0.05):
+        fell = apart and many < best["robust"] - 0.05 and "catastrophic" not in done
+        if notes["single"] >= 3 or fell:
             return "catastrophic", (
                 f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['robust']:.1%} did before"
             )
@@ -177,6 +182,12 @@ class Watch:
             rate_factor=factor, options=options,
             reason=what if factor == 1 else f"{what}; from here on {factor:g} of the learning rate",
         )  # fmt: skip
+
+
+def _reach(state: TrainingState) -> float:
+    """How much of its radius the recipe trains on at this moment."""
+    now, whole = (part_of(field_of(r, "attack", None), "threat") for r in (state.current, state.recipe))
+    return 1.0 if now is None or whole is None or now.radius == whole.radius else float(now.radius / whole.radius)
 
 
 REACTIONS: dict[str, Reaction] = {
