@@ -1,7 +1,7 @@
 """Does the guard see a collapse, take it back, and leave healthy training alone?
 
     python benchmarks/collapse.py healthy --out FOLDER     ten healthy runs on digits: an alarm here is a false one
-    python benchmarks/collapse.py provoked --out FOLDER    seven ruined runs, each healthy, left alone and guarded
+    python benchmarks/collapse.py provoked --out FOLDER    eight ruined runs, each healthy, left alone and guarded
     python benchmarks/collapse.py plots --out FOLDER       draws what `provoked` wrote, as docs/pictures/collapse-*.svg
 
 healthy prints a line for each run: name, rollbacks and why, how it ended, held-out robust accuracy of the best and of
@@ -87,23 +87,22 @@ class Run:
     every: int = 10
 
 
+DEEP = {"model": "cnn-mnist", "radius": 0.3, "rate": 5e-3, "ramp": 0.5, "steps": 600, "every": 20, "num_held": 128}
 FAULTS: dict[str, Fault] = {
-    "catastrophic": Fault(
-        "one step (FGSM) instead of five",
-        {"model": "cnn-mnist", "radius": 0.3, "rate": 5e-3, "ramp": 0.5, "every": 20, "steps": 240, "num_held": 128},
-        {"recipe": "fgsm", "options": {}},
-    ),
+    "catastrophic": Fault("one step (FGSM) instead of five", DEEP, {"recipe": "fgsm", "options": {}}),
+    "masking": Fault("attacked through a soft backward pass (slope 10)", DEEP,
+                     {"options": {"num_steps": 5, "slope": 10.0}}),
+    "masking-by-scale": Fault("logits times 10,000", {}, {"scale": 1e4}),
     "overfitting": Fault(
-        "a constant rate, more than three times as long", {"num": 200, "noise": 0.4, "steps": 150, "every": 20},
+        "a constant rate, more than three times as long", {"num": 400, "num_held": 512, "noise": 0.4, "steps": 150},
         {"schedule": "constant", "steps": 500},
     ),
     "constant": Fault("the whole radius at once", {"radius": 0.2}, {"ramp": 0.0}),
-    "divergence": Fault("SGD; the rate 100 times as large after two fifths of the steps",
-                        {"optimizer": "sgd", "rate": 0.02}, {"jump": 100.0}),
+    "divergence": Fault("SGD; the rate 20 times as large after two fifths of the steps",
+                        {"optimizer": "sgd", "rate": 0.02, "every": 5}, {"jump": 20.0}),
     "constant-by-the-rate": Fault("a rate 250 times too large", {}, {"rate": 0.5}),
     "dying": Fault("digits; a rate 100 times too large", {"data": "digits", "num": 1100, "rate": 5e-3,
                    "schedule": "constant", "steps": 200, "every": 5}, {"rate": 0.5}),
-    "masking": Fault("logits times 10,000", {}, {"scale": 1e4}),
 }  # fmt: skip
 
 

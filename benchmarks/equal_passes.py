@@ -10,6 +10,7 @@ A finished run is kept as a line of FOLDER/found.jsonl and not trained again; on
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,10 @@ ARMS: dict[str, tuple[dict[str, Any], int]] = {
     "5 steps, rate 0.01": ({"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 1e-2}, 12),
     "3 steps, rate 0.005": ({"recipe": "pgd-at:num_steps=3,step=0.5", "learning_rate": 5e-3}, 8),
     "5 steps, rate 0.005, averaged": (
-        {"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3, "averaging": 0.999}, 12,
+        {"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3, "averaging": 0.999},
+        12,
     ),
-    "5 steps, rate 0.005, slope 100": (
-        {"recipe": "pgd-at:num_steps=5,step=0.4,slope=100", "learning_rate": 5e-3}, 12,
-    ),
+    "5 steps, rate 0.005, slope 100": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=100", "learning_rate": 5e-3}, 12),
     "trades, beta 1, 5 steps": ({"recipe": "trades:beta=1,num_steps=5,step=0.4"}, 15),
     "fgsm-rs": ({"recipe": "fgsm-rs"}, 4),
     "n-fgsm": ({"recipe": "n-fgsm"}, 4),
@@ -64,20 +64,20 @@ def smooth(shape: Any, num_classes: int) -> nn.Module:
     return nn.Sequential(*(nn.SiLU() if isinstance(layer, nn.ReLU) else layer for layer in layers.children()))
 
 
-def trained(arm: str, seed: int, args: argparse.Namespace) -> tuple[TrainingSettings, Any]:
+def trained(arm: str, passes: float, seed: int, args: argparse.Namespace) -> tuple[TrainingSettings, Any]:
     """The settings and the result of a run; one that was killed goes on from where it was."""
-    given, passes = ARMS[arm]
+    given, of_an_example = ARMS[arm]
     num = len(load_data(args.data).y_train) - 1000
-    epochs = max(1, round(args.passes / (num * passes)))
+    epochs = max(1, round(passes / (num * of_an_example)))
     shared = {"data": args.data, "threat": THREATS[args.data], "model": args.model, "seed": seed, "speed": args.speed}
-    folder = args.out / f"{arm}-{args.passes:g}-{seed}".replace(" ", "-").replace(",", "")
+    folder = args.out / f"{arm}-{passes:g}-{seed}".replace(" ", "-").replace(",", "")
     settings = TrainingSettings(**{**shared, **given}, epochs=epochs)
     return settings, resume_run(folder) if (folder / "config.json").exists() else start_run(settings, folder)
 
 
-def judged(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def judged(arm: str, passes: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """What stands of the run's best epoch."""
-    settings, result = trained(arm, seed, args)
+    settings, result = trained(arm, passes, seed, args)
     data, threat = load_data(args.data), make_threat(THREATS[args.data])
     x, y = split_data(settings, data)[1] if args.choose else (data.x_test, data.y_test)
     modality = find_data(args.data)[1]
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("data", choices=list(THREATS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="cnn-mnist")
-    parser.add_argument("--passes", type=float, default=4e6)
+    parser.add_argument("--passes", type=float, nargs="+", default=[4e6], help="several: a curve")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--num", type=int, default=500)
@@ -109,24 +109,25 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true")
     args = parser.parse_args()
     lines, rows, base = Lines(args.out / "found.jsonl"), [], torch.zeros(0)
-    names = ("data", "model", "passes", "num", "plan", "speed", "choose")
-    for arm in args.arms:
+    names = ("data", "model", "num", "plan", "speed", "choose")
+    for arm, passes in itertools.product(args.arms, args.passes):
         found = []
         for seed in range(args.seeds):
-            key = {**{name: getattr(args, name) for name in names}, "arm": arm, "seed": seed}
-            record = lines.find(**key) or lines.add({**key, **judged(arm, seed, args)})
-            print(arm, seed, record["epochs"], sum(record["clean"]), sum(record["robust"]), flush=True)
+            key = {**{name: getattr(args, name) for name in names}, "arm": arm, "passes": passes, "seed": seed}
+            record = lines.find(**key) or lines.add({**key, **judged(arm, passes, seed, args)})
+            print(arm, f"{passes:g}", seed, record["epochs"], sum(record["clean"]), sum(record["robust"]), flush=True)
             found.append(record)
         robust = torch.tensor([r["robust"] for r in found])
-        base = robust if arm == args.arms[0] else base
+        base = base if len(base) else robust
         test = mcnemar(base.flatten() > 0, robust.flatten() > 0)
         around = wilson(int(robust.sum()), robust.numel())
         rows.append([
-            arm, found[0]["epochs"], " ".join(percent(sum(r["clean"]) / args.num) for r in found),
+            arm, f"{passes / 1e6:g} M", found[0]["epochs"],
+            " ".join(percent(sum(r["clean"]) / args.num) for r in found),
             " ".join(percent(sum(r["robust"]) / args.num) for r in found),
             f"{percent(around.low)} to {percent(around.high)}", f"{test.only_b}, {test.only_a}, {test.p_value:.2g}",
         ])  # fmt: skip
-    head = ["recipe", "epochs", "clean, by seed", "robust, by seed", "95 %", f"only it, only {args.arms[0]}, p"]
+    head = ["recipe", "passes", "epochs", "clean, by seed", "robust, by seed", "95 %", "only it, only the first, p"]
     print("\n" + table(head, rows) + "\n\n" + provenance(seed=f"0 to {args.seeds - 1}", n=args.num))
 
 

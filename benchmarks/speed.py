@@ -3,7 +3,8 @@
     python benchmarks/speed.py verdict|step|auto [--rounds 15] [--minutes 20] [--num 256] [--out FILE]
 
 Everything runs in one process on one thread, in turns within each round; ratios are of this process' CPU seconds within
-a round, since other work may share the machine. MNIST; networks are trained here, radii are chosen on training images.
+a round, since other work may share the machine. MNIST; networks are trained here, radii are chosen on training images
+that they did not see.
 
 verdict: robust accuracy of one network by PGD-40 with the same radius, step and images: at radii where hardly any
 image of a standard network stands, where half stand and where most stand on a hardened one. step: one step of PGD-AT of
@@ -123,14 +124,15 @@ def in_turns(runs: dict[str, Callable[[], Any]], rounds: int, minutes: float, se
 
 def verdict(args: argparse.Namespace) -> None:
     data = load_data("mnist")
-    x, y = scale(data.x_train[:4_000]), data.y_train[:4_000]
+    x, y = scale(data.x_train[:5_000]), data.y_train[:5_000]
+    held, (x, y) = (x[4_000:], y[4_000:]), (x[:4_000], y[:4_000])
     plain, hard = (
         trained(standard(), x, y, 2, args.seed),
         trained(pgd_at(Linf(0.15), num_steps=3, step=0.5), x, y, 2, args.seed),
     )
     cases = {"standard": (plain, 0.2)}
     for name, share in (("half-robust", 0.5), ("robust", 0.9)):
-        cases[name] = (hard, radius_for(hard, x[:100], y[:100], share))
+        cases[name] = (hard, radius_for(hard, *held, share))
     x, y = scale(data.x_test[: args.num]).contiguous(), data.y_test[: args.num]
     runs: dict[str, Callable[[], Any]] = {}
     stands: dict[str, Tensor] = {}

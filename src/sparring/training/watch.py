@@ -89,7 +89,7 @@ def look(model: nn.Module, x: Inputs, y: Tensor, threat: ThreatModel) -> dict[st
 class Watch:
     """Sees six kinds of collapse on held-out training examples (x, y), goes back to the last sound look, and reacts.
 
-    divergence: a loss or gradient is not finite, or the clean loss is over 2 log K and clean accuracy fell by 20
+    divergence: a loss or gradient is not finite, or the clean loss is over 1.2 log K and clean accuracy fell by 20
     points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running, in 2 where
     most examples have no gradient; until then nothing else is said. dying: more than half of the examples have no
     gradient at all. catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they
@@ -146,7 +146,7 @@ class Watch:
         mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
         single = apart and many < 0.6 * one and "catastrophic" not in done
         notes["single"] = notes.get("single", 0) + 1 if single else 0
-        lost = now["loss"] > 2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
+        lost = now["loss"] > 1.2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
         if lost or not math.isfinite(now["loss"]):
             return "divergence", f"the clean loss is {now['loss']:.2f} and clean accuracy {clean:.1%}"
         if notes["constant"]:

@@ -77,6 +77,22 @@ def cnn_mnist_wide(shape: Shape, num_classes: int, *, normalize: nn.Module | Non
     return cnn_mnist(shape, num_classes, (32, 64, 256), normalize=normalize)
 
 
+def cnn_bounds(
+    shape: Shape, num_classes: int, width: int = 16, hidden: int = 100, *, normalize: nn.Module | None = None
+) -> nn.Module:
+    """Two 4x4 convolutions, of stride 2 and 1, and two linear layers: interval bounds stay tight on it.
+
+    Source: Gowal 2018, the network `small` of the authors' code (width 16, hidden 100).
+    """
+    channels, *sides = _image(shape, "cnn-bounds", 10)
+    left = [(side - 4) // 2 + 1 - 3 for side in sides]
+    return nn.Sequential(
+        normalize or Normalize(0.0, 1.0),
+        nn.Conv2d(channels, width, 4, stride=2), nn.ReLU(), nn.Conv2d(width, 2 * width, 4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(2 * width * left[0] * left[1], hidden), nn.ReLU(), nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
 def resnet_small(
     shape: Shape, num_classes: int, width: int = 16, num_blocks: int = 1, *, normalize: nn.Module | None = None
 ) -> nn.Module:
@@ -134,7 +150,7 @@ def wide_resnet(
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp, "cnn-small": cnn_small, "cnn-mnist": cnn_mnist, "cnn-mnist-wide": cnn_mnist_wide,
-    "resnet-small": resnet_small, "cnn-patches": cnn_patches,
+    "cnn-bounds": cnn_bounds, "resnet-small": resnet_small, "cnn-patches": cnn_patches,
     "preact-resnet18": preact_resnet18, "wide-resnet": wide_resnet,
 }  # fmt: skip
 
