@@ -128,7 +128,7 @@ def verdict(args: argparse.Namespace) -> None:
     held, (x, y) = (x[4_000:], y[4_000:]), (x[:4_000], y[:4_000])
     plain, hard = (
         trained(standard(), x, y, 2, args.seed),
-        trained(pgd_at(Linf(0.15), num_steps=3, step=0.5), x, y, 2, args.seed),
+        trained(pgd_at(Linf(0.15), num_steps=3, step=0.5), x, y, 20, args.seed),
     )
     cases = {"standard": (plain, 0.2)}
     for name, share in (("half-robust", 0.5), ("robust", 0.9)):
