@@ -221,6 +221,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "setting of wrong type": (f"{TRAIN} --set learning_rate=fast", ("learning_rate", "float", "'fast'")),
     "setting of wrong type, int": (f"{TRAIN} --set batch_size=1.5", ("batch_size", "int", "1.5")),
     "setting without =": (f"{TRAIN} --set crop", ("KEY=VALUE", "'crop'")),
+    "setting given twice": (f"{TRAIN} --epochs 1 --set epochs=x", ("epochs is given twice", "--set epochs=x")),
     "recipe option of another": (f"{TRAIN} --recipe pgd-at --set beta=6", ("'beta' is unknown", "num_steps")),
     "recipe option of wrong type": (f"{TRAIN} --set num_steps=many", ("num_steps", "many")),
     "recipe option out of range": (f"{TRAIN} --recipe mixed --set share=3", ("share", "(0, 1]")),

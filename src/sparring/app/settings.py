@@ -177,12 +177,15 @@ def about(kind: type[Settings], name: str) -> str:
 
 
 def read_settings(path: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name: flags over KEY=VALUE pairs over a TOML or JSON file. ValueError for what cannot be read."""
+    """Settings by name: flags and KEY=VALUE pairs over a TOML or JSON file. ValueError for what cannot be read."""
     found = _from_file(path) if path else {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"--set {pair!r} is not KEY=VALUE, for example --set learning_rate=0.01")
+        if key.strip() in flags:  # one of the two would be lost, and nobody would look at what it says
+            option = f"--{key.strip().replace('_', '-')} {flags[key.strip()]}"
+            raise ValueError(f"{key.strip()} is given twice, by {option} and by --set {pair}; give one of them")
         found[key.strip()] = _value(value)
     return {**found, **flags}
 
