@@ -31,34 +31,30 @@ from sparring.results.statistics import mcnemar, wilson
 from sparring.threats import make_threat
 
 THREATS = {"mnist": "linf:0.3", "cifar10": "linf:8/255"}
+FIVE = "pgd-at:num_steps=5,step=0.4"
 ARMS: dict[str, tuple[dict[str, Any], int]] = {
     "pgd-at": ({"recipe": "pgd-at"}, 22),
-    "5 steps": ({"recipe": "pgd-at:num_steps=5,step=0.4"}, 12),
+    "5 steps": ({"recipe": FIVE}, 12),
     "3 steps": ({"recipe": "pgd-at:num_steps=3,step=0.5"}, 8),
-    "5 steps, slope 100": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=100"}, 12),
-    "5 steps, slope 30": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=30"}, 12),
-    "5 steps, averaged": ({"recipe": "pgd-at:num_steps=5,step=0.4", "averaging": 0.999}, 12),
-    "5 steps, awp": ({"recipe": "pgd-at:num_steps=5,step=0.4", "awp": 0.005}, 14),
-    "5 steps, slower ramp": ({"recipe": "pgd-at:num_steps=5,step=0.4", "radius_ramp": 0.5}, 12),
-    "5 steps, silu": ({"recipe": "pgd-at:num_steps=5,step=0.4", "model": f"{__file__}:smooth"}, 12),
-    "5 steps, rate 0.005": ({"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3}, 12),
-    "5 steps, rate 0.01": ({"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 1e-2}, 12),
+    "5 steps, slope 100": ({"recipe": f"{FIVE},slope=100"}, 12),
+    "5 steps, slope 30": ({"recipe": f"{FIVE},slope=30"}, 12),
+    "5 steps, averaged": ({"recipe": FIVE, "averaging": 0.999}, 12),
+    "5 steps, awp": ({"recipe": FIVE, "awp": 0.005}, 14),
+    "5 steps, slower ramp": ({"recipe": FIVE, "radius_ramp": 0.5}, 12),
+    "5 steps, silu": ({"recipe": FIVE, "model": f"{__file__}:with_silu"}, 12),
+    "5 steps, rate 0.005": ({"recipe": FIVE, "learning_rate": 5e-3}, 12),
+    "5 steps, rate 0.01": ({"recipe": FIVE, "learning_rate": 1e-2}, 12),
     "3 steps, rate 0.005": ({"recipe": "pgd-at:num_steps=3,step=0.5", "learning_rate": 5e-3}, 8),
-    "5 steps, rate 0.005, averaged": (
-        {"recipe": "pgd-at:num_steps=5,step=0.4", "learning_rate": 5e-3, "averaging": 0.999},
-        12,
-    ),
-    "5 steps, rate 0.005, slope 100": ({"recipe": "pgd-at:num_steps=5,step=0.4,slope=100", "learning_rate": 5e-3}, 12),
     "trades, beta 1, 5 steps": ({"recipe": "trades:beta=1,num_steps=5,step=0.4"}, 15),
     "fgsm-rs": ({"recipe": "fgsm-rs"}, 4),
     "n-fgsm": ({"recipe": "n-fgsm"}, 4),
     "n-fgsm, guarded": ({"recipe": "n-fgsm", "guard": "watch:every=200"}, 4),
     "free": ({"recipe": "free"}, 16),
 }
-"""Settings, and passes of an example in an epoch. A guard's own looks, some 5 % more, are not counted."""
+"""Settings, and passes of an example in an epoch. A guard's looks, 48 passes of 256 examples each, are not counted."""
 
 
-def smooth(shape: Any, num_classes: int) -> nn.Module:
+def with_silu(shape: Any, num_classes: int) -> nn.Module:
     """`cnn-mnist` with SiLU for ReLU."""
     layers = build("cnn-mnist", shape, num_classes, 0)
     return nn.Sequential(*(nn.SiLU() if isinstance(layer, nn.ReLU) else layer for layer in layers.children()))
@@ -78,9 +74,8 @@ def trained(arm: str, passes: float, seed: int, args: argparse.Namespace) -> tup
 def judged(arm: str, passes: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """What stands of the run's best epoch."""
     settings, result = trained(arm, passes, seed, args)
-    data, threat = load_data(args.data), make_threat(THREATS[args.data])
+    (data, modality, _), threat = find_data(args.data), make_threat(THREATS[args.data])
     x, y = split_data(settings, data)[1] if args.choose else (data.x_test, data.y_test)
-    modality = find_data(args.data)[1]
     model = modality.make_model(str(settings.model), seed, {**data.given, "class_names": data.class_names})
     model.load_state_dict(result.best)
     started = time.process_time()

@@ -43,7 +43,7 @@ def _names(*arguments: Any) -> list[str]:
 
 SHAPES = {
     "mlp": (4,), "cnn-small": (1, 8, 8), "cnn-mnist": (1, 28, 28), "cnn-mnist-wide": (1, 28, 28),
-    "resnet-small": (3, 32, 32), "cnn-patches": (3, 8, 8), "cnn-bounds": (1, 28, 28),
+    "resnet-small": (3, 32, 32), "cnn-patches": (3, 8, 8), "cnn-ibp": (1, 28, 28),
     "preact-resnet18": (3, 8, 8), "wide-resnet": (3, 8, 8),
 }  # fmt: skip
 

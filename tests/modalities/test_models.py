@@ -21,7 +21,7 @@ SHAPES = {
     "cnn-mnist-wide": (1, 28, 28),
     "resnet-small": (3, 32, 32),
     "cnn-patches": (3, 8, 8),
-    "cnn-bounds": (1, 28, 28),
+    "cnn-ibp": (1, 28, 28),
     "preact-resnet18": (3, 8, 8),
     "wide-resnet": (3, 8, 8),
 }

@@ -46,9 +46,9 @@ class Wait:
 class Guard(Protocol):
     """Called every `every` steps (an attribute; 50 without one) and at the end of each epoch.
 
-    It reads the state (`trouble`, `figures`, `rollbacks`, the model) and changes nothing but `state.notes`, its own
-    memory of plain values, which checkpoints hold. None: all is well, and this is the place to go back to. When it
-    finds nothing although a loss or gradient was not finite, the run ends.
+    It reads the state (`trouble`, `figures`, `rollbacks`, the `current` recipe, the model) and changes nothing but
+    `state.notes`, its own memory of plain values, which checkpoints hold. None: all is well, and this is the place to
+    go back to. When it finds nothing although a loss or gradient was not finite, the run ends.
     """
 
     def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:

@@ -118,11 +118,12 @@ class Watch:
             return self._react(state, "divergence", state.trouble)
         reach = _reach(state)
         now = look(state.model, self.x, self.y, self.threat if reach == 1 else self.threat.at(reach))
-        robust = 0.0 if reach < 1 else min(now["multi_step"], now["unmasked"])
+        robust = min(now["multi_step"], now["unmasked"]) if reach == 1 else 0.0
         best = notes.setdefault("best", {"clean": 0.0, "robust": 0.0, "mean": 0.0})
+        notes["recent"] = [*notes.get("recent", []), *([robust] if reach == 1 else [])][-5:]
         many = state.options.get("use_other")  # many steps on the margin are what is trained on already
         done = {kind for kind, reaction in self.reactions.items() if many and reaction == "multi-step"}
-        kind, sentence = self._seen(now, best, notes, done, reach)
+        kind, sentence = self._seen(now, best, notes, done)
         if kind and self.reactions[kind] != "off":
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
@@ -131,17 +132,14 @@ class Watch:
         if len(notes["recent"]) == 5:
             best["mean"] = max(best["mean"], mean)
         doubtful = notes["single"] or now["largest"] > self.constant / 2 or (now["flat"] > 0.25 and "dying" not in done)
-        lower = len(notes["recent"]) == 5 and mean < best["mean"] - 1e-9
+        lower = len(notes["recent"]) == 5 and mean < best["mean"] - 1e-9  # the same five in another order
         return Wait() if doubtful or lower else None
 
     def _seen(
-        self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str], reach: float
+        self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str]
     ) -> tuple[str, str]:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
-        notes["recent"] = notes.get("recent", [])
-        if reach == 1:
-            notes["recent"] = [*notes["recent"], min(now["multi_step"], now["unmasked"])][-5:]
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
         mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
         single = apart and many < 0.6 * one and "catastrophic" not in done

@@ -77,14 +77,14 @@ def cnn_mnist_wide(shape: Shape, num_classes: int, *, normalize: nn.Module | Non
     return cnn_mnist(shape, num_classes, (32, 64, 256), normalize=normalize)
 
 
-def cnn_bounds(
+def cnn_ibp(
     shape: Shape, num_classes: int, width: int = 16, hidden: int = 100, *, normalize: nn.Module | None = None
 ) -> nn.Module:
     """Two 4x4 convolutions, of stride 2 and 1, and two linear layers: interval bounds stay tight on it.
 
     Source: Gowal 2018, the network `small` of the authors' code (width 16, hidden 100).
     """
-    channels, *sides = _image(shape, "cnn-bounds", 10)
+    channels, *sides = _image(shape, "cnn-ibp", 10)
     left = [(side - 4) // 2 + 1 - 3 for side in sides]
     return nn.Sequential(
         normalize or Normalize(0.0, 1.0),
@@ -150,7 +150,7 @@ def wide_resnet(
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp, "cnn-small": cnn_small, "cnn-mnist": cnn_mnist, "cnn-mnist-wide": cnn_mnist_wide,
-    "cnn-bounds": cnn_bounds, "resnet-small": resnet_small, "cnn-patches": cnn_patches,
+    "cnn-ibp": cnn_ibp, "resnet-small": resnet_small, "cnn-patches": cnn_patches,
     "preact-resnet18": preact_resnet18, "wide-resnet": wide_resnet,
 }  # fmt: skip
 
