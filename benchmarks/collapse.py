@@ -173,8 +173,8 @@ def trained(run: Run, seed: int, reacts: bool) -> dict[str, Any]:
     own, held, test = examples(run, seed)
     threat, started = Linf(run.radius), time.process_time()
     model = Scaled(build(run.model, tuple(own[0].shape[1:]), 10, seed), run.scale)
-    kinds = dict(watching.REACTIONS) if reacts else dict.fromkeys(watching.REACTIONS, "off")
-    guard = Recorded(watching.watch(threat, *held, every=run.every, **kinds))
+    kinds = {} if reacts else dict.fromkeys(watching.COLLAPSES, "off")
+    guard = Recorded(watching.Watch(threat, *held, every=run.every, **kinds))
     used, many = (BUILDERS | {"fgsm": one_step})[run.recipe](threat, **run.options), pgd_at(threat)
     many = dataclasses.replace(many, attack=seeking(many.attack, margin))  # as `sparring train --guard watch` has it
     one, other = (Ramped(recipe, Ramp(run.ramp)) for recipe in (used, many))

@@ -48,6 +48,25 @@ def grown():
 """
 
 
+def test_what_is_read_again_is_what_is_there_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read last is kept, but not where the schema or the folder of known tables is another one."""
+    schema = tmp_path / "t.toml"
+    schema.write_text(COUNTS)
+    text = f"table:known,schema={schema}"
+    monkeypatch.setattr("sparring.modalities.tables.read.KNOWN_TABLES", {"known": ("t.csv", "")})
+    for name, lines in (("one", "1,2.0,x,bad\n3,4.0,x,good\n"), ("other", "1,2.0,x,bad\n3,4.0,x,good\n9,9.0,x,good\n")):
+        (tmp_path / name / "known").mkdir(parents=True)
+        (tmp_path / name / "known" / "t.csv").write_text("a,b c,p,y\n" + lines * 10)
+    monkeypatch.setenv("SPARRING_DATA", str(tmp_path / "one"))
+    first = load_data(text)
+    assert load_data(text) is first
+    monkeypatch.setenv("SPARRING_DATA", str(tmp_path / "other"))
+    assert [len(data.y_train) + len(data.y_test) for data in (first, load_data(text))] == [20, 30]
+    schema.write_text(COUNTS.replace('"bad"', '"good"'))
+    again = load_data(text)
+    assert int(again.y_train.sum() + again.y_test.sum()) == 20
+
+
 def test_attacked_rows_go_to_csv_that_the_schema_reads_and_training_takes(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     a, b, p = draw.integers(0, 10, 200), draw.integers(0, 90, 200) / 10, draw.integers(0, 2, 200)

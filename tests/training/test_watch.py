@@ -26,7 +26,7 @@ from sparring.training.one_step import fgsm_rs
 from sparring.training.recipes import pgd_at
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.state import TrainingState
-from sparring.training.watch import Reaction, Switched, Watch, look, watch
+from sparring.training.watch import Reaction, Switched, Watch, look
 
 DRAW = torch.Generator().manual_seed(0)
 X, Y = torch.rand(60, 6, generator=DRAW), torch.arange(60) % 3
@@ -94,7 +94,7 @@ def test_each_kind_is_seen_when_it_is_due(
     figures: list[dict[str, float]] = [SOUND]
     monkeypatch.setattr("sparring.training.watch.look", lambda *given: figures[0])
     for reaction in ("slower", "multi-step", "ramp", "stop", "off"):
-        guard = watch(Linf(0.1), X, Y, **{kind: reaction})  # type: ignore[arg-type]
+        guard = Watch(Linf(0.1), X, Y, **{kind: reaction})  # type: ignore[arg-type]
         state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
         figures[0] = SOUND
         assert [guard(state) for _ in range(6)] == [None] * 6
@@ -118,7 +118,7 @@ def test_each_kind_is_seen_when_it_is_due(
 def test_a_network_that_only_ever_stood_one_step_is_seen_at_the_third_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has nothing to fall from; while the radius grows the two lie apart for a look or two."""
     found = {**SOUND, "one_step": 0.4, "multi_step": 0.1, "unmasked": 0.1}
-    guard, verdicts = watch(Linf(0.1), X, Y), list[Any]()
+    guard, verdicts = Watch(Linf(0.1), X, Y), list[Any]()
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
     for now in (found, found, SOUND | {"one_step": 0.2, "multi_step": 0.1, "unmasked": 0.1}, found, found, found):
         monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
@@ -131,12 +131,12 @@ def test_a_network_that_only_ever_stood_one_step_is_seen_at_the_third_look(monke
 def test_half_as_bad_is_no_place_to_go_back_to(monkeypatch: pytest.MonkeyPatch, change: dict[str, float]) -> None:
     monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | change)
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
-    assert isinstance(watch(Linf(0.1), X, Y)(state), Wait)
+    assert isinstance(Watch(Linf(0.1), X, Y)(state), Wait)
 
 
 def test_overfitting_goes_back_to_where_it_was_best(monkeypatch: pytest.MonkeyPatch) -> None:
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
-    guard, verdicts = watch(Linf(0.1), X, Y), list[Any]()
+    guard, verdicts = Watch(Linf(0.1), X, Y), list[Any]()
     for value in (0.58,) * 5 + (0.5, 0.5, 0.5):
         now = SOUND | {"one_step": 0.6, "multi_step": value, "unmasked": value}
         monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
@@ -154,7 +154,7 @@ def test_while_the_radius_grows_it_looks_at_what_is_reached_of_it(monkeypatch: p
         return SOUND | ({"one_step": 0.2, "multi_step": 0.1, "unmasked": 0.1} if seen[-1] == 0.1 else {})
 
     monkeypatch.setattr("sparring.training.watch.look", looked)
-    guard, recipe = watch(Linf(0.1), X, Y), Ramped(pgd_at(Linf(0.1)), Ramp(0.5))
+    guard, recipe = Watch(Linf(0.1), X, Y), Ramped(pgd_at(Linf(0.1)), Ramp(0.5))
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, total=100, recipe=recipe)
     verdicts = []
     for step in (*range(0, 50, 5), *range(50, 100, 10)):
@@ -171,7 +171,7 @@ def test_each_further_way_back_slows_the_run_more(monkeypatch: pytest.MonkeyPatc
         state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
         verdict: Any = None
         while not isinstance(verdict, Stop):
-            verdict = watch(Linf(0.1), X, Y, dying=reaction)(state)  # type: ignore[arg-type]
+            verdict = Watch(Linf(0.1), X, Y, dying=reaction)(state)  # type: ignore[arg-type]
             if isinstance(verdict, Rollback):
                 factors.append(verdict.rate_factor)
                 state.rollbacks.append({})
@@ -192,11 +192,11 @@ def test_what_many_steps_answer_is_not_answered_again(
     longer what is trained on."""
     monkeypatch.setattr("sparring.training.watch.look", lambda *given: SOUND | change)
     state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
-    state.recipe, guard = Switched(recipe=pgd_at(Linf(0.1)), other=pgd_at(Linf(0.1))), watch(Linf(0.1), X, Y)
+    state.recipe, guard = Switched(recipe=pgd_at(Linf(0.1)), other=pgd_at(Linf(0.1))), Watch(Linf(0.1), X, Y)
     assert isinstance([guard(state) for _ in range(3)][-1], Rollback)
     state.options = {"use_other": True}
     assert [guard(state) for _ in range(4)] == [None] * 4
-    slower = watch(Linf(0.1), X, Y, **{kind: "slower"})  # type: ignore[arg-type]
+    slower = Watch(Linf(0.1), X, Y, **{kind: "slower"})  # type: ignore[arg-type]
     assert isinstance([slower(state) for _ in range(3)][-1], Rollback)
 
 
@@ -212,7 +212,7 @@ def test_many_steps_climb_the_margin_of_a_network_whose_loss_is_flat() -> None:
 
 
 def test_after_the_last_way_back_it_stops() -> None:
-    guard = watch(Linf(0.05), X, Y, num_rollbacks=1)
+    guard = Watch(Linf(0.05), X, Y, num_rollbacks=1)
     state = TrainingState(Saturated(), torch.optim.SGD(linear().parameters(), 0.1), None, step=7, total=10)
     assert isinstance(guard(state), Rollback)
     state.rollbacks = [{"step": 7}]
@@ -227,7 +227,7 @@ def test_killed_before_and_after_the_way_back_it_ends_in_the_same_bits(reaction:
     def run(**options: Any) -> Any:
         model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)))
         one, many = (Ramped(builder(Linf(0.05)), Ramp(0.3)) for builder in (fgsm_rs, pgd_at))
-        guard = watch(
+        guard = Watch(
             Linf(0.05), X, Y, every=3, num_rollbacks=50, dying=reaction, divergence=reaction, constant=reaction,
             masking="off", overfitting="off", catastrophic="off",
         )  # fmt: skip
@@ -273,4 +273,3 @@ def test_the_setting_is_checked_and_used(tmp_path: Path) -> None:
         start_run(TrainingSettings(**own, recipe="standard", guard="watch"), tmp_path / "run")
     found = start_run(TrainingSettings(**own, recipe="fgsm-rs", guard="watch:every=10"), tmp_path / "run")
     assert found.rollbacks == [] and found.stopped is None
-    assert isinstance(watch(Linf(0.1), X, Y), Watch)

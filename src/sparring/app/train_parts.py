@@ -30,7 +30,7 @@ from sparring.threats.inputs import check_inputs
 from sparring.training.guard import field_of
 from sparring.training.schedules import Ramp, Ramped
 from sparring.training.supervised import Supervised, read_class_weights
-from sparring.training.watch import Switched, watch
+from sparring.training.watch import Switched, Watch
 from sparring.training.weights import awp
 
 
@@ -132,7 +132,7 @@ def make_parts(job: Job, model: nn.Module, machine: Machine, out: Path) -> tuple
 
 def named_guard(text: str) -> Named | None:
     """The guard that a text names, waiting for threat, x and y; None for "none". ValueError."""
-    return None if text == "none" else named(text, {"watch": watch}, "guard", given=("threat", "x", "y"))
+    return None if text == "none" else named(text, {"watch": Watch}, "guard", given=("threat", "x", "y"))
 
 
 def make_guard(job: Job, held: tuple[Any, Any], machine: Machine) -> Any:

@@ -97,9 +97,6 @@ def interval_gaps(model: nn.Module, x: Tensor, y: Tensor, threat: Any) -> Tensor
     >>> model.weight.grad.shape
     torch.Size([3, 4])
     """
-    unknown = rules.supported(model)
-    if unknown is not None:
-        raise ValueError(rules.explain(unknown))
     _check(x, y, threat)
     return _gaps(model, _start(x, threat), y)
 
@@ -113,13 +110,13 @@ def gaps_from_box(model: nn.Module, low: Tensor, high: Tensor, y: Tensor) -> Ten
     >>> [round(gap, 4) for gap in gaps_from_box(model, low, high, torch.tensor([0]))[0].tolist()]
     [0.0, 0.5]
     """
-    unknown = rules.supported(model)
-    if unknown is not None:
-        raise ValueError(rules.explain(unknown))
     return _gaps(model, _Region(low, high, None), y)
 
 
 def _gaps(model: nn.Module, region: _Region, y: Tensor) -> Tensor:
+    unknown = rules.supported(model)
+    if unknown is not None:
+        raise ValueError(rules.explain(unknown))
     layers = list(_layers(model))
     while layers and rules.rule_of(layers[-1]) is rules.unchanged:
         layers.pop()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from contextlib import chdir
+import os
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,11 @@ def find_data(text: str) -> Loaded:
     spec = parse(text)
     name = spec.value if spec.value and spec.name in MODALITIES else spec.name
     place = Path(name.rpartition(":")[0] if ".py:" in name else name).expanduser()
-    return _read(spec, _stamp(place))
+    stamps: list[object] = [os.environ.get("SPARRING_DATA"), _stamp(place)]
+    for _, value in spec.options:  # a schema, a file of test examples
+        with suppress(ValueError):
+            stamps.append(_stamp(Path(value)))
+    return _read(spec, tuple(stamps))
 
 
 def _stamp(place: Path) -> tuple[int, int] | None:
@@ -71,7 +76,7 @@ def _stamp(place: Path) -> tuple[int, int] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(spec: Spec, stamp: tuple[int, int] | None) -> Loaded:
+def _read(spec: Spec, stamps: tuple[object, ...]) -> Loaded:
     text, taken = spec.text, ""
     if ".py:" in spec.name:
         return _of_function(spec)

@@ -236,13 +236,10 @@ def _finish_epoch(state: TrainingState, validate: Validate | None, score: str, s
         state.best = copy.deepcopy(state.candidate.state_dict())
     state.seconds += time.monotonic() - started
     line = {
-        "epoch": state.epoch,
-        "step": state.step,
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "epoch": state.epoch, "step": state.step, "learning_rate": state.optimizer.param_groups[0]["lr"],
         **{f"train_{name}": value for name, value in state.figures.items()},
-        **figures,
-        "seconds": round(state.seconds, 3),
-    }
+        **figures, "seconds": round(state.seconds, 3),
+    }  # fmt: skip
     state.history = [*state.history, line]
     state.epoch, state.batch, state.seen, state.sums, state.counts = state.epoch + 1, 0, 0, {}, {}
     if state.good["step"] == state.step:  # the guard found nothing wrong here

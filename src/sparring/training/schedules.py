@@ -63,11 +63,8 @@ class Ramp:
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "constant": Constant(),
-    "cosine": Cosine(),
-    "one-cycle": OneCycle(),
-    "piecewise": Piecewise(),
-}
+    "constant": Constant(), "cosine": Cosine(), "one-cycle": OneCycle(), "piecewise": Piecewise(),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

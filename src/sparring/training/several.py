@@ -60,11 +60,8 @@ class MeanOfThreats(Crafting):
         """The attacked batches one below the other: (num * B, *X)."""
         assert isinstance(self.attack, WorstOf)
         noise = Noise.from_torch(size(x)) if noise is None else noise
-        found = [replace(self, attack=one)._one(model, x, y, noise) for one in self.attack.attacks]
+        found = [Crafting.craft(replace(self, attack=one), model, x, y, noise=noise) for one in self.attack.attacks]
         return map_inputs(lambda *parts: torch.cat(parts), *found)
-
-    def _one(self, model: Model, x: Inputs, y: Tensor, noise: Noise) -> Inputs:
-        return super().craft(model, x, y, noise=noise)
 
     def loss_on(self, model: Model, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         times = size(x_adv) // size(x)

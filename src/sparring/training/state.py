@@ -93,8 +93,7 @@ class TrainingState:
 
     _PLAIN: ClassVar = (
         "epoch", "batch", "step", "sums", "counts", "seen", "seconds", "history", "best_epoch", "best_score", "best",
-        "epoch_rng", "first_trouble", "looked", "rate_factor", "options", "rollbacks", "notes",
-        "batch_rng",
+        "epoch_rng", "first_trouble", "looked", "rate_factor", "options", "rollbacks", "notes", "batch_rng",
     )  # fmt: skip
     _LEARNED: ClassVar = ("model", "optimizer", "averaged", "memory")
     KEYS: ClassVar = {*_PLAIN, *_LEARNED, "good", "rng"}

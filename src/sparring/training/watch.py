@@ -6,7 +6,7 @@ It looks at held-out training examples. Shapes: N examples, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -85,18 +85,19 @@ def look(model: nn.Module, x: Inputs, y: Tensor, threat: ThreatModel) -> dict[st
     }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Watch:
     """Sees six kinds of collapse on held-out training examples (x, y), goes back to the last sound look, and reacts.
 
     divergence: a loss or gradient is not finite, or the clean loss is over 1.2 log K and clean accuracy fell by 20
-    points. constant: one answer is given `constant` more often than its class occurs, in 5 looks running, in 2 where
+    points. constant: one answer is given `common` more often than its class occurs, in 5 looks running, in 2 where
     most examples have no gradient; until then nothing else is said. dying: more than half of the examples have no
     gradient at all. catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they
     did, or less than 0.6 of what one does in 3 looks running. masking: what random noise and a smoothed backward pass
     leave, and what the gradient leaves, lie `gap` apart. overfitting: the mean of five looks is `drop` below its best.
-    `reactions` says by kind how to react; after `num_rollbacks` the run stops. A moment that is half as bad, or
+    The fields of those names say how to react; after `num_rollbacks` the run stops. A moment that is half as bad, or
     below the best mean, is no place to go back to. One look costs 26 forward and 22 backward passes an example.
+    ValueError for numbers out of range.
 
     Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
     Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
@@ -105,12 +106,26 @@ class Watch:
     threat: ThreatModel
     x: Inputs = field(repr=False)
     y: Tensor = field(repr=False)
+    _: KW_ONLY
     every: int = 50
     gap: float = 0.2
     drop: float = 0.04
-    constant: float = 0.7
+    common: float = 0.7
     num_rollbacks: int = 4
-    reactions: dict[str, Reaction] = field(default_factory=lambda: dict(REACTIONS))
+    divergence: Reaction = "slower"
+    constant: Reaction = "ramp"
+    dying: Reaction = "multi-step"
+    catastrophic: Reaction = "multi-step"
+    masking: Reaction = "multi-step"
+    overfitting: Reaction = "slower"
+
+    def __post_init__(self) -> None:
+        shares = (self.gap, self.drop, self.common)
+        if self.every < 1 or self.num_rollbacks < 0 or not all(0 < share < 1 for share in shares):
+            raise ValueError(
+                f"watch: every {self.every} at least 1, num_rollbacks {self.num_rollbacks} at least 0, gap {self.gap}, "
+                f"drop {self.drop} and common {self.common} shares between 0 and 1"
+            )
 
     def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:
         notes = state.notes
@@ -122,16 +137,16 @@ class Watch:
         best = notes.setdefault("best", {"clean": 0.0, "robust": 0.0, "mean": 0.0})
         notes["recent"] = [*notes.get("recent", []), *([robust] if reach == 1 else [])][-5:]
         many = state.options.get("use_other")  # many steps on the margin are what is trained on already
-        done = {kind for kind, reaction in self.reactions.items() if many and reaction == "multi-step"}
+        done = {kind for kind in COLLAPSES if many and getattr(self, kind) == "multi-step"}
         kind, sentence = self._seen(now, best, notes, done)
-        if kind and self.reactions[kind] != "off":
+        if kind and getattr(self, kind) != "off":
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
         best["clean"], best["robust"] = max(best["clean"], now["clean"]), max(best["robust"], robust)
         mean = sum(notes["recent"]) / 5
         if len(notes["recent"]) == 5:
             best["mean"] = max(best["mean"], mean)
-        doubtful = notes["single"] or now["largest"] > self.constant / 2 or (now["flat"] > 0.25 and "dying" not in done)
+        doubtful = notes["single"] or now["largest"] > self.common / 2 or (now["flat"] > 0.25 and "dying" not in done)
         lower = len(notes["recent"]) == 5 and mean < best["mean"] - 1e-9  # the same five in another order
         return Wait() if doubtful or lower else None
 
@@ -139,7 +154,7 @@ class Watch:
         self, now: dict[str, float], best: dict[str, float], notes: dict[str, Any], done: set[str]
     ) -> tuple[str, str]:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
-        notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.constant else 0
+        notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.common else 0
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
         mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
         single = apart and many < 0.6 * one and "catastrophic" not in done
@@ -164,8 +179,8 @@ class Watch:
         return "", ""
 
     def _react(self, state: TrainingState, kind: str, sentence: str) -> Rollback | Stop:
-        reaction, num = self.reactions[kind], len(state.rollbacks)
-        what = f"{_WORDS[kind]} at step {state.step}: {sentence}"
+        reaction, num = getattr(self, kind), len(state.rollbacks)
+        what = f"{COLLAPSES[kind]} at step {state.step}: {sentence}"
         if reaction in ("stop", "off") or num >= self.num_rollbacks:
             again = f" It came after {num} ways back." if reaction != "stop" and num else ""
             return Stop(f"{what}.{again} The last sound weights are kept, and the best epoch.")
@@ -188,32 +203,8 @@ def _reach(state: TrainingState) -> float:
     return 1.0 if now is None or whole is None or now.radius == whole.radius else float(now.radius / whole.radius)
 
 
-REACTIONS: dict[str, Reaction] = {
-    "divergence": "slower", "constant": "ramp", "dying": "multi-step", "catastrophic": "multi-step",
-    "masking": "multi-step", "overfitting": "slower",
-}  # fmt: skip
-_WORDS = {
+COLLAPSES = {
     "divergence": "Divergence", "constant": "A constant answer", "dying": "A dying attack",
     "catastrophic": "Catastrophic overfitting", "masking": "Masked gradients", "overfitting": "Robust overfitting",
 }  # fmt: skip
-
-
-def watch(
-    threat: ThreatModel, x: Inputs, y: Tensor, *, every: int = 50, gap: float = 0.2, drop: float = 0.04,
-    num_rollbacks: int = 4, divergence: Reaction = "slower", constant: Reaction = "ramp",
-    dying: Reaction = "multi-step", catastrophic: Reaction = "multi-step", masking: Reaction = "multi-step",
-    overfitting: Reaction = "slower",
-) -> Watch:  # fmt: skip
-    """Sees six kinds of collapse, goes back and reacts; see `Watch`. ValueError for numbers out of range."""
-    if every < 1 or num_rollbacks < 0 or not 0 < gap < 1 or not 0 < drop < 1:
-        raise ValueError(
-            f"watch: every {every} at least 1, num_rollbacks {num_rollbacks} at least 0, gap {gap} and drop {drop} "
-            "shares between 0 and 1"
-        )
-    chosen: dict[str, Reaction] = {
-        "divergence": divergence, "constant": constant, "dying": dying, "catastrophic": catastrophic,
-        "masking": masking, "overfitting": overfitting,
-    }  # fmt: skip
-    return Watch(
-        threat=threat, x=x, y=y, every=every, gap=gap, drop=drop, num_rollbacks=num_rollbacks, reactions=chosen
-    )
+"""What a guard sees, by the field of `Watch` that says how to react."""
