@@ -93,7 +93,7 @@ def test_each_kind_is_seen_when_it_is_due(
 ) -> None:
     figures: list[dict[str, float]] = [SOUND]
     monkeypatch.setattr("sparring.training.watch.look", lambda *given: figures[0])
-    for reaction in ("slower", "multi-step", "ramp", "stop", "off"):
+    for reaction in ("slower", "anneal", "multi-step", "ramp", "stop", "off"):
         guard = Watch(Linf(0.1), X, Y, **{kind: reaction})  # type: ignore[arg-type]
         state = TrainingState(linear(), torch.optim.SGD(linear().parameters(), 0.1), None, step=30, total=100)
         figures[0] = SOUND
@@ -111,8 +111,9 @@ def test_each_kind_is_seen_when_it_is_due(
         assert isinstance(verdict, Stop) == (reaction == "stop")
         if isinstance(verdict, Rollback):
             assert verdict.options == want.get(reaction, {})
-            assert verdict.rate_factor == (0.25 if reaction == "slower" else 1.0)
-            assert ("0.25 of the learning rate" in said) == (reaction == "slower")
+            factor = {"slower": 0.25, "anneal": 0.05}.get(reaction, 1.0)
+            assert verdict.rate_factor == factor
+            assert (f"{factor:g} of the learning rate" in said) == (factor < 1)
 
 
 def test_a_network_that_only_ever_stood_one_step_is_seen_at_the_third_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_overfitting_goes_back_to_where_it_was_best(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("sparring.training.watch.look", lambda *given, now=now: now)
         verdicts.append(guard(state))
     assert [type(verdict) for verdict in verdicts[5:]] == [Wait, Wait, Rollback]
-    assert verdicts[-1].rate_factor == 0.25 and "53.2% stand over the last five looks" in verdicts[-1].reason
+    assert verdicts[-1].rate_factor == 0.05 and "53.2% stand over the last five looks" in verdicts[-1].reason
 
 
 def test_while_the_radius_grows_it_looks_at_what_is_reached_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +265,7 @@ def test_the_setting_is_checked_and_used(tmp_path: Path) -> None:
     own: dict[str, Any] = {"data": "digits", "threat": "linf:0.1", "model": "mlp", "epochs": 1}
     for text, words in (
         ("watch:gap=2", "shares between 0 and 1"),
-        ("watch:constant=sleep", "is not one of slower, multi-step, ramp, stop, off"),
+        ("watch:constant=sleep", "is not one of slower, anneal, multi-step, ramp, stop, off"),
         ("sleep", "guard 'sleep' is unknown; there are watch"),
     ):
         with pytest.raises(ValueError, match=words):
