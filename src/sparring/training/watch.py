@@ -93,8 +93,9 @@ class Watch:
     points. constant: one answer is given `common` more often than its class occurs, in 5 looks running, in 2 where
     most examples have no gradient; until then nothing else is said. dying: more than half of the examples have no
     gradient at all. catastrophic: one step of attack leaves `gap` more than ten do, which leave 5 points less than they
-    did, or less than 0.6 of what one does in 3 looks running. masking: what random noise and a smoothed backward pass
-    leave, and what the gradient leaves, lie `gap` apart. overfitting: the mean of five looks is `drop` below its best.
+    did and less than 0.6 of what one does, or one of the two in 3 looks running. masking: what random noise and a
+    smoothed backward pass leave, and what the gradient leaves, lie `gap` apart. overfitting: the mean of five looks is
+    `drop` below its best.
     The fields of those names say how to react; after `num_rollbacks` the run stops. A moment that is half as bad, or
     below the best mean, is no place to go back to. One look costs 26 forward and 22 backward passes an example.
     ValueError for numbers out of range.
@@ -156,9 +157,9 @@ class Watch:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.common else 0
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
-        mean, apart = sum(notes["recent"]) / 5, one - many > self.gap
-        single = apart and many < 0.6 * one and "catastrophic" not in done
-        notes["single"] = notes.get("single", 0) + 1 if single else 0
+        mean, apart = sum(notes["recent"]) / 5, one - many > self.gap and "catastrophic" not in done
+        low, fell = many < 0.6 * one, many < best["robust"] - 0.05
+        notes["single"] = notes.get("single", 0) + 1 if apart and (low or fell) else 0
         lost = now["loss"] > 1.2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
         if lost or not math.isfinite(now["loss"]):
             return "divergence", f"the clean loss is {now['loss']:.2f} and clean accuracy {clean:.1%}"
@@ -167,8 +168,7 @@ class Watch:
             return ("constant", said) if notes["constant"] >= (2 if now["flat"] > 0.5 else 5) else ("", "")
         if now["flat"] > 0.5 and "dying" not in done:
             return "dying", f"{now['flat']:.1%} of the held-out examples have no gradient"
-        fell = apart and many < best["robust"] - 0.05 and "catastrophic" not in done
-        if notes["single"] >= 3 or fell:
+        if notes["single"] >= 3 or (apart and low and fell):
             return "catastrophic", (
                 f"{one:.1%} stand one step of attack and {many:.1%} ten, of which {best['robust']:.1%} did before"
             )
