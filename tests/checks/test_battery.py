@@ -24,6 +24,7 @@ from sparring.checks.soft_backward import straight_through
 from sparring.core.objectives import margin
 from sparring.core.types import AttackResult, Cost
 from sparring.evaluation.measure import Evaluation, measure
+from sparring.evaluation.one_batch import AttackRecord
 from sparring.results.findings import Finding, verdict
 from sparring.results.statistics import wilson
 from sparring.threats import L1, L2, Linf
@@ -178,6 +179,7 @@ def test_every_check_is_shown_to_speak_and_to_keep_silent() -> None:
         "black_box_won",
         "curve_shape",
         "no_search",
+        "stopped_early",
     }
     assert {c.name for c in CHECKS} == set(SPEAK) | elsewhere
     assert len({c.question for c in CHECKS}) == len(CHECKS) and all(c.question.endswith("?") for c in CHECKS)
@@ -281,6 +283,20 @@ def test_a_search_that_broke_much_after_gradient_attacks_is_told(broke: int, spe
     assert ("black_box_won" in [f.name for f in examine(LINEAR, X, y, threat, found)]) == speaks
     found.attacks.reverse()  # a search that ran first says nothing of gradients
     assert "black_box_won" not in [f.name for f in examine(LINEAR, X, y, threat, found)]
+
+
+@pytest.mark.parametrize(("broke", "skipped", "speaks"), [(7, 30, True), (3, 30, False), (2, 30, False), (7, 0, False)])
+def test_a_last_attack_that_breaks_most_of_what_it_is_given_is_told(broke: int, skipped: int, speaks: bool) -> None:
+    """Nothing was spared where it had all that stood; three of seven are less than half; two may be luck."""
+    y, threat = labels(LINEAR), Linf(0.05)
+    found = judged(LINEAR, threat, y=y)
+    tried = 3 if broke == 2 else 7
+    last = AttackRecord("square", ran_on=tried, broke=broke, skipped=skipped, cost=Cost(100, 0), standing_after=30)
+    found.attacks += [last, AttackRecord("apgd", skipped=30)]
+    told = {f.name: f for f in examine(LINEAR, X, y, threat, found)}.get("stopped_early")
+    assert (told is not None) == speaks
+    if told:
+        assert told.level == "suspect" and "broke 7 of the 7 examples" in told.sentence and "30 more" in told.sentence
 
 
 CURVES: dict[str, tuple[list[tuple[float, float]], bool]] = {

@@ -123,6 +123,12 @@ CHECKS: tuple[Check, ...] = (
         "Find what masks the gradients; give Square more queries and restarts.",
     ),
     Check(
+        "stopped_early", "Did the last attack break little of what it was given?", model.stopped_early,
+        "{who}, the last attack, broke {fell} of the {tried} examples that it was given, those that have the least "
+        "margin left. {spared} more stand that it was not given, and nobody knows what it would break of them.",
+        "Evaluate with --attacks autoattack, which tries all that stand.",
+    ),
+    Check(
         "black_box_wins", "Does a search without gradients break what stood?", attack.black_box,
         "{who}, which need no gradient, broke " + LEFT,
         "{more}, and look for masked gradients.", ("radius", "standing"),

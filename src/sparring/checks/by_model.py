@@ -166,6 +166,17 @@ def won_without_gradients(case: Case) -> Measured | None:
     return {"level": case.level("suspect"), "fell": best.broke, "tried": tried, "share": share, "who": best.name}
 
 
+def stopped_early(case: Case) -> Measured | None:
+    """Whether the last attack broke most of the little that it was given, so that its gate was too narrow."""
+    last = next((record for record in reversed(case.evaluation.attacks) if record.ran_on), None)
+    if last is None or last.broke < limits.FEWEST_BROKEN or last.broke <= limits.LAST_BROKE * last.ran_on:
+        return None
+    if not last.skipped:
+        return None
+    told = {"fell": last.broke, "tried": last.ran_on, "spared": last.skipped}
+    return {"level": case.level("suspect"), **told, "who": last.name}
+
+
 def no_search(case: Case) -> Measured | None:
     searched = any(gradient_free(record) for record in case.evaluation.attacks)
     return {"level": case.level("suspect")} if case.threat.discrete and not searched and case.at_stake > 0 else None
