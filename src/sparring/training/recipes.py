@@ -173,7 +173,9 @@ def pgd_at(
     label_smoothing: float = 0.0, craft_mode: CraftMode = "eval", train_on: TrainOn = "realized",
     class_weights: Sequence[float] | None = None, slope: float | None = None,
 ) -> Mixed:  # fmt: skip
-    """Training on PGD examples alone; with `slope` they climb the gradient of `SmoothBackward`: steep ones (30) only.
+    """Training on PGD examples alone; with `slope` they climb the gradient of `SmoothBackward`.
+
+    Networks learn to fool smoothed attacks, soft ones (slope 10) soon, steep ones (30) in long runs: docs/results.md.
 
     Source: Madry 2018; defaults of Rice 2020 (`train_cifar.py`: 10 steps of radius / 4, uniform start), except that
     they craft in train mode, and we follow Pang 2021 with eval mode (better by up to a point there).
