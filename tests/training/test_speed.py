@@ -258,6 +258,14 @@ def test_a_run_keeps_its_choice_and_resumes_to_the_same_bits(
     assert (tmp_path / "plain" / "last.safetensors").read_bytes() != whole, "bfloat16 made no difference"
 
 
+@pytest.mark.parametrize(("width", "tried"), [(4, False), (8, True)])
+def test_a_layout_that_may_crash_is_not_tried(width: int, tried: bool) -> None:
+    """A step of it would end the process, with no error to catch."""
+    model = build(f"resnet-small:width={width}", (3, 8, 8), 3, 0)
+    found = find_speed(model, [(X, Y)], pgd_at(Linf(0.05), num_steps=1), adam(model), CPU, num_steps=10)
+    assert ("no channels-last: it may crash" not in found.sentence) == tried
+
+
 def test_measured_in_a_run_and_validated_as_built(settings: TrainingSettings, tmp_path: Path) -> None:
     told: list[str] = []
     start_run(settings.but(epochs=1), tmp_path / "run", tell=told.append)
