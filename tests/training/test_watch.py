@@ -281,6 +281,8 @@ def test_the_setting_is_checked_and_used(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             start_run(TrainingSettings(**own, guard=text), tmp_path / "run")
+    with pytest.raises(ValueError, match="watch: dying='sleep' is not one of slower, anneal, "):
+        Watch(Linf(0.1), X, Y, dying="sleep")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the recipe standard attacks nothing"):
         start_run(TrainingSettings(**own, recipe="standard", guard="watch"), tmp_path / "run")
     found = start_run(TrainingSettings(**own, recipe="fgsm-rs", guard="watch:every=10"), tmp_path / "run")

@@ -176,9 +176,6 @@ class SmoothedNet(nn.Module):
         self.model, self.sigma, self.num = model, sigma, num
         self.train(model.training)
 
-    def extra_repr(self) -> str:
-        return f"sigma={self.sigma}, num={self.num}"
-
     def forward(self, x: Tensor) -> Tensor:
         stream = Noise.make(0, "smoothed net", torch.arange(self.num, device=x.device))
         noises = self.sigma * stream.normal(x.shape[1:]).to(x)

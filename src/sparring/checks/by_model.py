@@ -169,9 +169,9 @@ def won_without_gradients(case: Case) -> Measured | None:
 def stopped_early(case: Case) -> Measured | None:
     """Whether the last attack broke most of the little that it was given, so that its gate was too narrow."""
     last = next((record for record in reversed(case.evaluation.attacks) if record.ran_on), None)
-    if last is None or last.broke < limits.FEWEST_BROKEN or last.broke <= limits.LAST_BROKE * last.ran_on:
+    if last is None or not last.skipped or last.broke < limits.FEWEST_BROKEN:
         return None
-    if not last.skipped:
+    if last.broke <= limits.LAST_BROKE * last.ran_on:
         return None
     told = {"fell": last.broke, "tried": last.ran_on, "spared": last.skipped}
     return {"level": case.level("suspect"), **told, "who": last.name}

@@ -80,6 +80,13 @@ def foldable(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     return found
 
 
+def channels_last_crashes(model: nn.Module) -> bool:
+    """Whether a training step in channels-last may end the process: a 1x1 convolution with a stride, of fewer than 8
+    channels. On CPUs with AVX2 only, the backward pass of PyTorch 2.13 writes beyond its memory there."""
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return any(m.in_channels < 8 and set(m.kernel_size) == {1} != set(m.stride) for m in convolutions)
+
+
 def _cast(inner: Callable[..., Any], kind: str, *args: Any, **named: Any) -> Any:
     """What the model returns; computed in bfloat16 on a `kind` of device, its logits in float32."""
     if not kind:

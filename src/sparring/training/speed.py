@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from sparring.core.machine import Machine
 from sparring.core.noise import Noise
-from sparring.core.speed import AtSpeed, foldable
+from sparring.core.speed import AtSpeed, channels_last_crashes, foldable
 from sparring.core.types import Inputs, device_of, map_inputs, size
 from sparring.threats.inputs import pair_of
 
@@ -153,15 +153,11 @@ def _candidates(machine: Machine, run: _Run, whole: bool, limit: float) -> tuple
     tensors = run.x.values() if isinstance(run.x, Mapping) else [run.x]
     apart = None if whole else "the recipe does not call the model as a whole"
     short = f"compiling may take {SECONDS_TO_COMPILE:.0f} s, too much for so short a run"
-    convolutions = [m for m in run.model.modules() if isinstance(m, nn.Conv2d)]
-    # PyTorch 2.13 writes beyond its memory there on CPUs with AVX2 only (4 channels, 1x1, stride 2), and dies
-    damaged = machine.device.type == "cpu" and any(
-        m.in_channels < 8 and set(m.kernel_size) == {1} != set(m.stride) for m in convolutions
-    )
-    narrow = "it may crash where a 1x1 convolution with a stride has fewer than 8 channels" if damaged else None
+    crashes = machine.device.type == "cpu" and channels_last_crashes(run.model)
+    layout = "PyTorch may crash on a narrow 1x1 convolution with a stride" if crashes else None
     why_not: dict[tuple[str, Any], str | None] = {
         ("bf16", True): apart,
-        ("channels_last", True): narrow or (None if any(t.ndim == 4 for t in tensors) else "no images (B, C, H, W)"),
+        ("channels_last", True): layout if any(t.ndim == 4 for t in tensors) else "no images (B, C, H, W)",
         ("folded", True): None if foldable(run.model) else "none follows a convolution, as far as torch.fx can see",
     }
     if machine.device.type == "cpu" and machine.world == 1 and "OMP_NUM_THREADS" not in os.environ:

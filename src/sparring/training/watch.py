@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ class Watch:
     `drop` below its best.
     The fields of those names say how to react; after `num_rollbacks` the run stops. A moment that is half as bad, or
     below the best mean, is no place to go back to. One look costs 26 forward and 22 backward passes an example.
-    ValueError for numbers out of range.
+    ValueError for numbers out of range and unknown reactions.
 
     Reactions `multi-step` and `ramp` need a recipe in `Switched` and `Ramped`. Source of the phenomena: Wong 2020 and
     Andriushchenko 2020 (catastrophic overfitting), Rice 2020 (robust), Athalye 2018 (masking); thresholds are ours.
@@ -127,6 +127,9 @@ class Watch:
                 f"watch: every {self.every} at least 1, num_rollbacks {self.num_rollbacks} at least 0, gap {self.gap}, "
                 f"drop {self.drop} and common {self.common} shares between 0 and 1"
             )
+        for kind in COLLAPSES:
+            if (reaction := getattr(self, kind)) not in get_args(Reaction):
+                raise ValueError(f"watch: {kind}={reaction!r} is not one of {', '.join(get_args(Reaction))}")
 
     def __call__(self, state: TrainingState) -> Rollback | Stop | Wait | None:
         notes = state.notes
@@ -136,19 +139,17 @@ class Watch:
         now = look(state.model, self.x, self.y, self.threat if reach == 1 else self.threat.at(reach))
         robust = min(now["multi_step"], now["unmasked"]) if reach == 1 else 0.0
         best = notes.setdefault("best", {"clean": 0.0, "robust": 0.0, "mean": 0.0})
-        notes["recent"] = [*notes.get("recent", []), *([robust] if reach == 1 else [])][-5:]
+        recent = notes["recent"] = [*notes.get("recent", []), *([robust] if reach == 1 else [])][-5:]
+        now = now | {"robust": robust, "mean": sum(recent) / 5 if len(recent) == 5 else best["mean"]}
         many = state.options.get("use_other")  # many steps on the margin are what is trained on already
         done = {kind for kind in COLLAPSES if many and getattr(self, kind) == "multi-step"}
         kind, sentence = self._seen(now, best, notes, done)
         if kind and getattr(self, kind) != "off":
             notes["constant"], notes["single"], notes["recent"], best["mean"] = 0, 0, [], 0.0
             return self._react(state, kind, sentence)
-        best["clean"], best["robust"] = max(best["clean"], now["clean"]), max(best["robust"], robust)
-        mean = sum(notes["recent"]) / 5
-        if len(notes["recent"]) == 5:
-            best["mean"] = max(best["mean"], mean)
+        best.update({name: max(value, now[name]) for name, value in best.items()})
         doubtful = notes["single"] or now["largest"] > self.common / 2 or (now["flat"] > 0.25 and "dying" not in done)
-        lower = len(notes["recent"]) == 5 and mean < best["mean"] - 1e-9  # the same five in another order
+        lower = best["mean"] - now["mean"] > 1e-9  # more than the rounding of the same five in another order
         return Wait() if doubtful or lower else None
 
     def _seen(
@@ -157,7 +158,7 @@ class Watch:
         """The kind of collapse and a sentence with its numbers; ("", "") for a sound network."""
         notes["constant"] = notes.get("constant", 0) + 1 if now["largest"] > self.common else 0
         clean, one, many, open_ = (now[name] for name in ("clean", "one_step", "multi_step", "unmasked"))
-        mean, apart = sum(notes["recent"]) / 5, one - many > self.gap and "catastrophic" not in done
+        mean, apart = now["mean"], one - many > self.gap and "catastrophic" not in done
         low, fell = many < 0.6 * one, many < best["robust"] - 0.05
         notes["single"] = notes.get("single", 0) + 1 if apart and (low or fell) else 0
         lost = now["loss"] > 1.2 * math.log(now["classes"]) and clean < best["clean"] - 0.2
@@ -174,7 +175,7 @@ class Watch:
             )
         if abs(many - open_) > self.gap and "masking" not in done:
             return "masking", f"{many:.1%} stand the gradient, and {open_:.1%} what does not trust it"
-        if len(notes["recent"]) == 5 and mean < best["mean"] - self.drop:
+        if mean < best["mean"] - self.drop:
             return "overfitting", f"{mean:.1%} stand over the last five looks, at best {best['mean']:.1%} did"
         return "", ""
 
